@@ -1,0 +1,204 @@
+"""The scene: SO-101 arm, desk, tape rectangle, A5 sheet and cameras, compiled to one MuJoCo model."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import mujoco
+import numpy as np
+
+from mjx_so101.errors import ConfigError, require_choice
+
+JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+SHEET_JOINTS = ("paper_x", "paper_y", "paper_yaw")
+FINGERTIPS = ("fixed_fingertip", "moving_fingertip")
+CAMERAS = ("top", "wrist")
+SHEET_FRICTIONS = ("dry", "viscous")
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneConfig:
+    """Sizes, poses and solver settings of the scene. SI units; angles in radians unless the name says degrees."""
+
+    sheet_friction: str = "dry"
+    """How the sheet rubs on the table: 'dry' (Coulomb) or 'viscous'."""
+    visual: bool = True
+    """Draw links, tape and sheet. False keeps only what physics needs, which steps faster."""
+    control_hz: float = 30.0
+    """Control steps per second."""
+    substeps: int = 8
+    """Physics steps per control step; the timestep is 1 / (control_hz * substeps)."""
+    solver_iterations: int = 8
+    """Newton iterations; fewer let a dry sheet glide after the finger has left it."""
+    line_search_iterations: int = 10
+    """Line-search steps of each Newton iteration."""
+    base_position: tuple[float, float, float] = (0.050, -0.029, 0.0024)
+    """Origin of the robot in the world."""
+    base_yaw: float = np.pi / 4
+    """Rotation of the robot about the world's z axis."""
+    goal_center: tuple[float, float] = (0.275, 0.175)
+    """Centre of the tape rectangle."""
+    goal_inner: tuple[float, float] = (0.210, 0.148)
+    """Inner opening of the tape rectangle along world x and y."""
+    tape_width: float = 0.020
+    sheet_size: tuple[float, float] = (0.148, 0.210)
+    """Sheet's extent along its own x and y: A5, long side along its y axis."""
+    sheet_mass: float = 0.005
+    sheet_top: float = 0.001
+    """Height of the sheet's upper surface over the table."""
+    sheet_dry_friction: tuple[float, float] = (0.0147, 0.001)
+    """Dry friction of the sheet on the table: force (N) per axis and torque (N m); 0.3 x 5 g x 9.81 m/s2."""
+    sheet_dry_damping: tuple[float, float] = (0.02, 1e-4)
+    """Damping beside dry friction: N s/m and N m s."""
+    sheet_viscous_damping: tuple[float, float] = (0.5, 0.0025)
+    """Damping of the viscous sheet: N s/m and N m s."""
+    fingertip_sheet_friction: float = 1.0
+    fingertip_table_friction: float = 0.5
+    top_camera_height: float = 0.70
+    top_camera_fovy_deg: float = 50.0
+    wrist_camera_position: tuple[float, float, float] = (0.0025, 0.0609, 0.0120)
+    wrist_camera_quaternion: tuple[float, float, float, float] = (0.68685, -0.17120, 0.16484, 0.68685)
+    wrist_camera_fovy_deg: float = 75.0
+
+    def __post_init__(self) -> None:
+        require_choice("sheet_friction", self.sheet_friction, SHEET_FRICTIONS)
+        for name in ("control_hz", "substeps", "solver_iterations", "line_search_iterations", "sheet_mass"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be greater than 0.")
+
+    @property
+    def timestep(self) -> float:
+        """Physics timestep in seconds."""
+        return 1.0 / (self.control_hz * self.substeps)
+
+
+def assets_dir() -> Path:
+    """Folder of the MJCF files: SO101_ASSETS if set, else beside the installed package or in the checkout.
+
+    Raises ConfigError if no folder with so101.xml is found.
+    """
+    here = Path(__file__).resolve().parent
+    given = os.environ.get("SO101_ASSETS")
+    places = [Path(given)] if given else [here / "assets", here.parent / "assets"]
+    for place in places:
+        if (place / "so101.xml").is_file() and (place / "desk.xml").is_file():
+            return place
+    looked = ", ".join(str(p) for p in places)
+    raise ConfigError(
+        f"assets folder not found: looked for so101.xml and desk.xml in {looked}. "
+        "Reinstall the package, or set SO101_ASSETS to the folder that holds them."
+    )
+
+
+def load_model(config: SceneConfig | None = None) -> mujoco.MjModel:
+    """Compile the scene.
+
+    Bodies: base, shoulder, upper_arm, lower_arm, wrist, gripper, moving_jaw_so101_v1, paper. qpos and qvel are
+    9 long: the six joints of `JOINTS` (rad), then the sheet's x, y (m) and yaw (rad) in the world. ctrl is 6 long,
+    absolute joint targets in rad. Raises ConfigError if the assets folder is missing.
+    """
+    config = config or SceneConfig()
+    folder = assets_dir()
+    spec = mujoco.MjSpec.from_file(str(folder / "desk.xml"))
+    base = spec.body("base")
+    base.pos = config.base_position
+    base.quat = [np.cos(config.base_yaw / 2), 0, 0, np.sin(config.base_yaw / 2)]
+    _add_sheet(spec, config)
+    _add_contacts(spec, config)
+    _add_tape(spec, config)
+    _add_cameras(spec, config)
+    _set_options(spec, config)
+    if not config.visual:
+        _drop_visuals(spec)
+    return spec.compile()
+
+
+def _set_options(spec: mujoco.MjSpec, config: SceneConfig) -> None:
+    option = spec.option
+    option.timestep = config.timestep
+    option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    option.solver = mujoco.mjtSolver.mjSOL_NEWTON
+    option.cone = mujoco.mjtCone.mjCONE_PYRAMIDAL
+    option.iterations = config.solver_iterations
+    option.ls_iterations = config.line_search_iterations
+
+
+def _add_sheet(spec: mujoco.MjSpec, config: SceneConfig) -> None:
+    """A planar body. Its collision box is 20 mm thick, top at the sheet's surface, so that a fingertip pressed
+    into it never gets past its middle, where the contact normal would flip; it is drawn thin."""
+    half_x, half_y = config.sheet_size[0] / 2, config.sheet_size[1] / 2
+    inertia = config.sheet_mass / 12 * np.array([4 * half_y**2, 4 * half_x**2, 4 * (half_x**2 + half_y**2)])
+    body = spec.worldbody.add_body(
+        name="paper", mass=config.sheet_mass, inertia=inertia, ipos=[0, 0, config.sheet_top], explicitinertial=True
+    )
+    dry = config.sheet_friction == "dry"
+    damping = config.sheet_dry_damping if dry else config.sheet_viscous_damping
+    friction = config.sheet_dry_friction if dry else (0.0, 0.0)
+    slide, hinge = mujoco.mjtJoint.mjJNT_SLIDE, mujoco.mjtJoint.mjJNT_HINGE
+    for name, kind, axis, i in (
+        ("paper_x", slide, [1, 0, 0], 0),
+        ("paper_y", slide, [0, 1, 0], 0),
+        ("paper_yaw", hinge, [0, 0, 1], 1),
+    ):
+        joint = body.add_joint(name=name, type=kind, axis=axis)
+        joint.damping[0] = damping[i]
+        joint.frictionloss = friction[i]
+    thick = 0.010
+    box = mujoco.mjtGeom.mjGEOM_BOX
+    body.add_geom(
+        name="paper_collision", type=box, size=[half_x, half_y, thick], pos=[0, 0, config.sheet_top - thick],
+        contype=0, conaffinity=0, group=3, mass=0, rgba=[1, 1, 1, 0],
+    )  # fmt: skip
+    body.add_geom(
+        name="paper", type=box, size=[half_x, half_y, 0.0002], pos=[0, 0, config.sheet_top - 0.0002],
+        contype=0, conaffinity=0, group=2, mass=0, material="sheet",
+    )  # fmt: skip
+
+
+def _add_contacts(spec: mujoco.MjSpec, config: SceneConfig) -> None:
+    """Explicit pairs are the only contacts: two fingertips with the sheet and with the table."""
+    surfaces = (("paper_collision", config.fingertip_sheet_friction), ("table", config.fingertip_table_friction))
+    for fingertip in FINGERTIPS:
+        for surface, friction in surfaces:
+            spec.add_pair(
+                name=f"{fingertip}_{surface}", geomname1=fingertip, geomname2=surface, condim=3,
+                friction=[friction, friction, 0.005, 0.0001, 0.0001],
+                solref=[0.01, 1], solimp=[0.99, 0.999, 0.001, 0.5, 2],
+            )  # fmt: skip
+
+
+def _add_tape(spec: mujoco.MjSpec, config: SceneConfig) -> None:
+    half_x, half_y = config.goal_inner[0] / 2, config.goal_inner[1] / 2
+    bar = config.tape_width / 2
+    across, along = (half_x + 2 * bar, bar), (bar, half_y)
+    for i, (offset, half) in enumerate(
+        (((0, half_y + bar), across), ((0, -half_y - bar), across),
+         ((half_x + bar, 0), along), ((-half_x - bar, 0), along))
+    ):  # fmt: skip
+        spec.worldbody.add_geom(
+            name=f"tape_{i}", type=mujoco.mjtGeom.mjGEOM_BOX, size=[*half, 0.0001],
+            pos=[config.goal_center[0] + offset[0], config.goal_center[1] + offset[1], 0.0001],
+            contype=0, conaffinity=0, group=2, mass=0, material="tape",
+        )  # fmt: skip
+
+
+def _add_cameras(spec: mujoco.MjSpec, config: SceneConfig) -> None:
+    """`top` looks straight down, image-right = world -y, image-up = world +x; `wrist` rides on the gripper."""
+    half = np.sqrt(0.5)
+    spec.worldbody.add_camera(
+        name="top", pos=[*config.goal_center, config.top_camera_height], quat=[half, 0, 0, -half],
+        fovy=config.top_camera_fovy_deg,
+    )  # fmt: skip
+    spec.body("gripper").add_camera(
+        name="wrist", pos=config.wrist_camera_position, quat=config.wrist_camera_quaternion,
+        fovy=config.wrist_camera_fovy_deg,
+    )  # fmt: skip
+
+
+def _drop_visuals(spec: mujoco.MjSpec) -> None:
+    keep = {*FINGERTIPS, "paper_collision", "table"}
+    for geom in list(spec.geoms):
+        if geom.name not in keep:
+            spec.delete(geom)
