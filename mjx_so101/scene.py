@@ -13,6 +13,7 @@ from mjx_so101.errors import ConfigError, require_choice
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 SHEET_JOINTS = ("paper_x", "paper_y", "paper_yaw")
+ARM_BODIES = ("shoulder", "upper_arm", "lower_arm", "wrist", "gripper", "moving_jaw_so101_v1")
 FINGERTIPS = ("fixed_fingertip", "moving_fingertip")
 CAMERAS = ("top", "wrist")
 SHEET_FRICTIONS = ("dry", "viscous")
@@ -26,6 +27,8 @@ class SceneConfig:
     """How the sheet rubs on the table: 'dry' (Coulomb) or 'viscous'."""
     visual: bool = True
     """Draw links, tape and sheet. False keeps only what physics needs, which steps faster."""
+    acceleration_sensors: bool = False
+    """Add the sensors from which the native backend reads the solver's warm start."""
     control_hz: float = 30.0
     """Control steps per second."""
     substeps: int = 8
@@ -67,6 +70,10 @@ class SceneConfig:
         for name in ("control_hz", "substeps", "solver_iterations", "line_search_iterations", "sheet_mass"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be greater than 0.")
+
+    def with_acceleration_sensors(self) -> SceneConfig:
+        """The same scene with `acceleration_sensors` on."""
+        return dataclasses.replace(self, acceleration_sensors=True)
 
     @property
     def timestep(self) -> float:
@@ -110,6 +117,8 @@ def load_model(config: SceneConfig | None = None) -> mujoco.MjModel:
     _add_tape(spec, config)
     _add_cameras(spec, config)
     _set_options(spec, config)
+    if config.acceleration_sensors:
+        _add_acceleration_sensors(spec)
     if not config.visual:
         _drop_visuals(spec)
     return spec.compile()
@@ -195,6 +204,17 @@ def _add_cameras(spec: mujoco.MjSpec, config: SceneConfig) -> None:
         name="wrist", pos=config.wrist_camera_position, quat=config.wrist_camera_quaternion,
         fovy=config.wrist_camera_fovy_deg,
     )  # fmt: skip
+
+
+def _add_acceleration_sensors(spec: mujoco.MjSpec) -> None:
+    def add(name: str, kind: mujoco.mjtSensor, body: str) -> None:
+        spec.add_sensor(name=f"{name}_{body}", type=kind, objtype=mujoco.mjtObj.mjOBJ_XBODY, objname=body)
+
+    for body in ARM_BODIES:
+        add("axis", mujoco.mjtSensor.mjSENS_FRAMEZAXIS, body)
+    for body in (*ARM_BODIES, "paper"):
+        add("spin", mujoco.mjtSensor.mjSENS_FRAMEANGACC, body)
+    add("slide", mujoco.mjtSensor.mjSENS_FRAMELINACC, "paper")
 
 
 def _drop_visuals(spec: mujoco.MjSpec) -> None:

@@ -1,0 +1,210 @@
+"""What may differ from episode to episode: `EnvParams`, the ranges it is drawn from, and named presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from mjx_so101.errors import ConfigError, require_choice
+
+MAX_LATENCY = 6
+"""Longest sensing latency in control steps; it sets the length of the sheet's history."""
+
+
+class Field(NamedTuple):
+    """One randomizable quantity: default value, unit, valid limits, number of values, and meaning."""
+
+    default: float
+    unit: str
+    low: float
+    high: float
+    size: int
+    integer: bool
+    meaning: str
+
+
+def _field(default, unit, low, high, meaning, size=1, integer=False) -> Field:
+    return Field(default, unit, low, high, size, integer, meaning)
+
+
+FIELDS: dict[str, Field] = {
+    "sheet_mass_scale": _field(1.0, "-", 0.1, 10.0, "sheet mass over its nominal 5 g; inertia follows"),
+    "sheet_friction_scale": _field(1.0, "-", 0.0, 10.0, "dry friction of the sheet on the table over nominal"),
+    "sheet_damping_scale": _field(1.0, "-", 0.1, 10.0, "viscous damping of the sheet over nominal"),
+    "fingertip_friction": _field(1.0, "-", 0.05, 3.0, "friction of fingertip on sheet, net of finger over table"),
+    "kp_scale": _field(1.0, "-", 0.1, 3.0, "position gain of all motors over nominal"),
+    "force_limit_scale": _field(1.0, "-", 0.1, 3.0, "torque limit of all motors over nominal 3.35 N m"),
+    "joint_damping_scale": _field(1.0, "-", 0.1, 10.0, "damping of all arm joints over nominal"),
+    "joint_bias": _field(0.0, "rad", -0.2, 0.2, "calibration error: measured = true + bias", size=6),
+    "action_delay": _field(0, "substeps", 0, 8, "delay of the motor targets", integer=True),
+    "sensing_latency": _field(0, "control steps", 0, MAX_LATENCY, "age of the sheet pose seen", integer=True),
+    "sheet_position_noise": _field(0.0, "m", 0.0, 0.05, "standard deviation of the seen sheet position"),
+    "sheet_yaw_noise": _field(0.0, "rad", 0.0, 0.5, "standard deviation of the seen sheet yaw"),
+    "start_distance": _field(0.1, "m", 0.0, 0.3, "start distance of the sheet's centre from the goal"),
+    "start_direction": _field(0.0, "rad", -math.pi, math.pi, "direction of the start from the goal"),
+    "start_yaw": _field(0.0, "rad", -math.pi / 2, math.pi / 2, "start yaw of the sheet against the goal yaw"),
+    "start_joint_offset": _field(0.0, "rad", -0.1, 0.1, "start of the five arm joints against home", size=5),
+}
+
+
+@flax.struct.dataclass
+class EnvParams:
+    """One draw of everything randomizable; `FIELDS` gives unit, limits and meaning. Leading axis [env] if batched."""
+
+    sheet_mass_scale: jax.Array
+    sheet_friction_scale: jax.Array
+    sheet_damping_scale: jax.Array
+    fingertip_friction: jax.Array
+    kp_scale: jax.Array
+    force_limit_scale: jax.Array
+    joint_damping_scale: jax.Array
+    joint_bias: jax.Array  # [6]
+    action_delay: jax.Array  # int32
+    sensing_latency: jax.Array  # int32
+    sheet_position_noise: jax.Array
+    sheet_yaw_noise: jax.Array
+    start_distance: jax.Array
+    start_direction: jax.Array
+    start_yaw: jax.Array
+    start_joint_offset: jax.Array  # [5]
+
+
+Range = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Randomization:
+    """Uniform range (low, high) of each field of `EnvParams`; equal ends fix a value. Integers include both ends."""
+
+    name: str
+    ranges: Mapping[str, Range]
+
+    def __post_init__(self) -> None:
+        for name, value in self.ranges.items():
+            require_choice("randomization field", name, FIELDS)
+            _check_range(name, value)
+
+    def range(self, name: str) -> Range:
+        """The range of one field; a field not named keeps its default."""
+        default = FIELDS[name].default
+        return self.ranges.get(name, (default, default))
+
+    def sample(self, key: jax.Array) -> EnvParams:
+        """Draw one EnvParams (unbatched; vmap over keys for more)."""
+        keys = jax.random.split(key, len(FIELDS))
+        return EnvParams(**{name: self.draw(name, k) for name, k in zip(FIELDS, keys, strict=True)})
+
+    def draw(self, name: str, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+        """Draw one field: float32, or int32 where the field counts; vectors get independent entries."""
+        field = FIELDS[name]
+        low, high = self.range(name)
+        shape = (*shape, field.size) if field.size > 1 else shape
+        if field.integer:
+            return jax.random.randint(key, shape, int(low), int(high) + 1)
+        if low == high:
+            return jnp.full(shape, low, jnp.float32)
+        return jax.random.uniform(key, shape, minval=low, maxval=high)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and every resolved range, for the record beside a result."""
+        return {"name": self.name, "ranges": {name: list(self.range(name)) for name in FIELDS}}
+
+
+def _check_range(name: str, value: Any) -> None:
+    field = FIELDS[name]
+    valid = f"[low, high] with {field.low:g} <= low <= high <= {field.high:g} ({field.unit})"
+    if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != 2:
+        raise ConfigError(f"range of {name} is {value!r}; give {valid}.")
+    low, high = value
+    if not all(isinstance(v, int | float) and math.isfinite(v) for v in (low, high)):
+        raise ConfigError(f"range of {name} is {value!r}; both ends must be finite numbers: {valid}.")
+    if low > high:
+        raise ConfigError(f"range of {name} is inverted or empty: {value!r}; give {valid}.")
+    if low < field.low or high > field.high:
+        raise ConfigError(f"range of {name} is {value!r}, outside its limits; give {valid}.")
+    if field.integer and not (float(low).is_integer() and float(high).is_integer()):
+        raise ConfigError(f"range of {name} is {value!r}; it counts {field.unit}, so both ends must be whole.")
+
+
+_STARTS = {
+    "start_distance": (0.04, 0.15),
+    "start_direction": (-math.pi, math.pi),
+    "start_yaw": (-0.5, 0.5),
+    "start_joint_offset": (-0.03, 0.03),
+}
+_QUARTER = (0.75, 1.25)
+_PLAIN = {
+    **_STARTS,
+    "sheet_mass_scale": _QUARTER,
+    "sheet_friction_scale": _QUARTER,
+    "sheet_damping_scale": _QUARTER,
+    "fingertip_friction": _QUARTER,
+    "kp_scale": _QUARTER,
+    "force_limit_scale": _QUARTER,
+    "joint_damping_scale": _QUARTER,
+    "action_delay": (0, 2),
+}
+_REAL = {
+    **_PLAIN,
+    "joint_bias": (-0.02, 0.02),
+    "sheet_position_noise": (0.003, 0.003),
+    "sheet_yaw_noise": (0.02, 0.02),
+    "sensing_latency": (0, 3),
+    "fingertip_friction": (0.3, 0.8),
+}
+_WILD = {
+    **_REAL,
+    "sheet_mass_scale": (0.5, 2.0),
+    "sheet_friction_scale": (0.5, 2.0),
+    "sheet_damping_scale": (0.5, 2.0),
+    "fingertip_friction": (0.2, 1.5),
+    "kp_scale": (0.5, 1.5),
+    "force_limit_scale": (0.6, 1.4),
+    "joint_damping_scale": (0.5, 2.0),
+    "joint_bias": (-0.035, 0.035),
+    "action_delay": (0, 4),
+    "sheet_position_noise": (0.0, 0.006),
+    "sheet_yaw_noise": (0.0, 0.04),
+    "sensing_latency": (0, 5),
+    "start_yaw": (-0.7, 0.7),
+}
+PRESETS: dict[str, Randomization] = {
+    name: Randomization(name, ranges)
+    for name, ranges in (("nominal", _STARTS), ("plain", _PLAIN), ("real", _REAL), ("wild", _WILD))
+}
+
+
+def load_randomization(name_or_file: str | Path | Randomization) -> Randomization:
+    """A preset by name, or a JSON or TOML file with optional `base` (a preset) and one [low, high] per field.
+
+    Raises ConfigError for an unknown preset or field, an unreadable file, or an empty or inverted range.
+    """
+    if isinstance(name_or_file, Randomization):
+        return name_or_file
+    text = str(name_or_file)
+    path = Path(text)
+    if text in PRESETS:
+        return PRESETS[text]
+    if path.suffix not in (".json", ".toml"):
+        require_choice("randomization", text, [*PRESETS, "FILE.json", "FILE.toml"])
+    try:
+        raw = path.read_text()
+        content = json.loads(raw) if path.suffix == ".json" else tomllib.loads(raw)
+    except FileNotFoundError:
+        raise ConfigError(f"randomization file {text!r} does not exist; presets are {', '.join(PRESETS)}.") from None
+    except ValueError as error:
+        raise ConfigError(f"randomization file {text!r} is not valid {path.suffix[1:].upper()}: {error}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"randomization file {text!r} must hold a table of fields, not {type(content).__name__}.")
+    content = dict(content)
+    base = require_choice("base preset", content.pop("base", "nominal"), PRESETS)
+    return Randomization(path.stem, {**PRESETS[base].ranges, **content})

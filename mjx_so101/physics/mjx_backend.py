@@ -1,0 +1,66 @@
+"""MJX: impl 'warp' (GPU, runs on CPU too) and 'jax'. The whole control step is traced inside jit."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import mujoco
+from mujoco import mjx
+
+from mjx_so101.task import PhysicsState
+
+_CONTACTS_PER_ENV = 8  # two fingertips on sheet and table make 4
+_CONSTRAINTS_PER_ENV = 48  # 9 dry frictions, 6 joint limits, 4 contacts of 4 rows: 31
+
+_LIMITS_REACHED = 1 << 9 | 1 << 10
+"""mujoco_warp's OverflowType.ITERATIONS | LS_ITERATIONS: the solver stopped at its limit. By design here, harmless."""
+
+
+class MjxPhysics:
+    """MJX physics. Each control step starts from `PhysicsState` alone; MJX's own Data lives only inside the step."""
+
+    jittable = True
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        num_envs: int,
+        impl: str = "warp",
+        contacts_per_env: int = _CONTACTS_PER_ENV,
+        constraints_per_env: int = _CONSTRAINTS_PER_ENV,
+    ):
+        """contacts_per_env and constraints_per_env size the shared contact and per-env constraint buffers (warp)."""
+        self.name = impl
+        self.num_envs = num_envs
+        self._model = mjx.put_model(model, impl=impl)
+        self._sizes: dict[str, int] = {}
+        if impl == "warp":
+            # printing every solver limit from the device would cost up to half the speed
+            self._model = self._model.tree_replace({"opt._impl.warn_overflow": 0})
+            self._sizes = {"naconmax": num_envs * contacts_per_env, "njmax": constraints_per_env}
+        self._mj_model = model
+
+    def step(self, state: PhysicsState, fields: dict[str, jax.Array], ctrl: jax.Array) -> PhysicsState:
+        """See `Physics.step`; jittable."""
+        axes = jax.tree.map(lambda _: None, self._model)
+        axes = axes.tree_replace({name: 0 for name in fields})
+        model = self._model.tree_replace(fields)
+        empty = mjx.make_data(self._mj_model, impl=self.name, **self._sizes)
+
+        def begin(qpos, qvel, warmstart):
+            return empty.replace(qpos=qpos, qvel=qvel, qacc_warmstart=warmstart)
+
+        def substep(carry, motor):
+            data, overflow = carry
+            data = jax.vmap(mjx.step, in_axes=(axes, 0))(model, data.replace(ctrl=motor))
+            return (data, overflow | self._overflow(data)), None
+
+        data = jax.vmap(begin)(state.qpos, state.qvel, state.warmstart)
+        start = (data, jnp.zeros(ctrl.shape[0], jnp.int32))
+        (data, overflow), _ = jax.lax.scan(substep, start, jnp.swapaxes(ctrl, 0, 1))
+        return PhysicsState(qpos=data.qpos, qvel=data.qvel, warmstart=data.qacc_warmstart, overflow=overflow)
+
+    def _overflow(self, data: mjx.Data) -> jax.Array:
+        if self.name != "warp":
+            return jnp.zeros(data.qpos.shape[0], jnp.int32)
+        return (data._impl.overflow & ~_LIMITS_REACHED).reshape(-1).astype(jnp.int32)

@@ -1,0 +1,101 @@
+"""MuJoCo C through `mujoco.rollout`: the fast path on a CPU, driven from the host, bitwise repeatable."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import jax
+import mujoco
+import numpy as np
+from mujoco import rollout
+
+from mjx_so101.errors import ConfigError
+from mjx_so101.scene import ARM_BODIES
+from mjx_so101.task import PhysicsState
+
+_OVERFLOW_WARNINGS = (mujoco.mjtWarning.mjWARN_CONTACTFULL, mujoco.mjtWarning.mjWARN_CNSTRFULL)
+
+
+class NativePhysics:
+    """A pool of threads over one MjModel per environment (each may have its own fields)."""
+
+    name = "native"
+    jittable = False
+
+    def __init__(self, model: mujoco.MjModel, num_envs: int, threads: int | None = None):
+        """threads: size of the pool; default one per CPU core."""
+        try:
+            self._axis_sensors = [model.sensor(f"axis_{name}").adr[0] for name in ARM_BODIES]
+        except KeyError:
+            raise ConfigError("the native backend needs load_model(SceneConfig(acceleration_sensors=True)).") from None
+        self._spin_sensors = [model.sensor(f"spin_{name}").adr[0] for name in (*ARM_BODIES, "paper")]
+        self._slide_sensor = model.sensor("slide_paper").adr[0]
+        threads = min(threads or len(os.sched_getaffinity(0)), num_envs)
+        self.num_envs = num_envs
+        model = copy.copy(model)
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET  # a NaN must be seen, not silently reset
+        self._models = [copy.copy(model) for _ in range(num_envs)]
+        self._data = [mujoco.MjData(model) for _ in range(threads)]
+        self._pool = rollout.Rollout(nthread=threads)
+        self._written: dict[str, np.ndarray] = {}
+        size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS.value)
+        self._initial = np.zeros((num_envs, size))
+        self._nq = model.nq
+
+    def step(self, state: PhysicsState, fields: dict[str, jax.Array], ctrl: jax.Array) -> PhysicsState:
+        """See `Physics.step`. Runs on the host; arrays may be JAX or NumPy."""
+        self._write_fields(fields)
+        nq = self._nq
+        self._initial[:, 1 : 1 + nq] = state.qpos
+        self._initial[:, 1 + nq : 1 + 2 * nq] = state.qvel
+        warmstart = np.asarray(state.warmstart, np.float64)
+        ctrl = np.asarray(ctrl, np.float64)
+        before = self._warnings()
+        states, sensors = self._pool.rollout(self._models, self._data, self._initial, ctrl, initial_warmstart=warmstart)
+        overflow = np.zeros(self.num_envs, np.int32)
+        if self._warnings() != before:
+            overflow = self._find_overflow(warmstart, ctrl)
+        last = states[:, -1].astype(np.float32)
+        return PhysicsState(
+            qpos=last[:, 1 : 1 + nq],
+            qvel=last[:, 1 + nq : 1 + 2 * nq],
+            warmstart=self._joint_acceleration(sensors[:, -1]).astype(np.float32),
+            overflow=overflow,
+        )
+
+    def _write_fields(self, fields: dict[str, jax.Array]) -> None:
+        """Copy the rows of `fields` that differ from what each model already holds."""
+        for name, value in fields.items():
+            value = np.asarray(value)
+            old = self._written.get(name)
+            axes = tuple(range(1, value.ndim))
+            rows = range(self.num_envs) if old is None else np.flatnonzero((value != old).any(axis=axes))
+            for i in rows:
+                getattr(self._models[i], name)[:] = value[i]
+            self._written[name] = value
+
+    def _joint_acceleration(self, sensors: np.ndarray) -> np.ndarray:
+        """[env, 9] qacc of the last substep, which is MuJoCo's next warm start. `rollout` does not return it,
+        but the sensors do: a hinge's acceleration is the difference of its bodies' angular accelerations along
+        its axis."""
+        spin = np.stack([sensors[:, a : a + 3] for a in self._spin_sensors], 1)  # [env, 7, 3]
+        axis = np.stack([sensors[:, a : a + 3] for a in self._axis_sensors], 1)  # [env, 6, 3]
+        arm = spin[:, :6]
+        relative = np.diff(arm, axis=1, prepend=0.0)
+        slide = sensors[:, self._slide_sensor : self._slide_sensor + 2]
+        return np.concatenate([(relative * axis).sum(-1), slide, spin[:, 6, 2:]], axis=1)
+
+    def _warnings(self) -> list[int]:
+        return [int(data.warning[w].number) for data in self._data for w in _OVERFLOW_WARNINGS]
+
+    def _find_overflow(self, warmstart: np.ndarray, ctrl: np.ndarray) -> np.ndarray:
+        """Repeat the step one environment at a time to name those whose buffers overflow."""
+        flags = np.zeros(self.num_envs, np.int32)
+        for i in range(self.num_envs):
+            before = self._warnings()
+            self._pool.rollout(
+                self._models[i], self._data, self._initial[i], ctrl[i], initial_warmstart=warmstart[i]
+            )
+            flags[i] = self._warnings() != before
+        return flags

@@ -1,0 +1,117 @@
+"""The protocol of base policies and the registry of those that run inside jit."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from mjx_so101.errors import require_choice
+from mjx_so101.geometry import SheetGeometry
+from mjx_so101.kinematics import ArmKinematics
+from mjx_so101.task import Observation, PaperReturn
+
+
+class BasePolicy(Protocol):
+    """A frozen policy that proposes absolute joint targets; the residual corrects them."""
+
+    name: str
+    horizon: int
+    """Targets in a chunk: how many control steps one call covers."""
+    jittable: bool
+    """True if `chunk` may be traced inside jit."""
+    num_features: int
+    """Length of what `features` gives for one environment."""
+
+    def init(self, num_envs: int) -> Any:
+        """Carry for num_envs environments."""
+        ...
+
+    def chunk(self, carry: Any, observation: Observation, key: jax.Array, reset_mask: jax.Array) -> tuple[Any, Any]:
+        """New carry and targets float32 [env, horizon, 6] (rad). Rows of `carry` where `reset_mask` [env] is True
+        belong to an ended episode and are started anew."""
+        ...
+
+    def features(self, carry: Any) -> jax.Array:
+        """[env, num_features] what the residual and the critic may know of the plan, roughly in [-1, 1]."""
+        ...
+
+
+class ScriptedPolicy:
+    """Base of policies written as a pure function of one environment's carry and observation."""
+
+    name: str
+    horizon = 1
+    jittable = True
+    num_features = 0
+
+    def __init__(self, kinematics: ArmKinematics, geometry: SheetGeometry):
+        self.kinematics = kinematics
+        self.geometry = geometry
+
+    def start(self) -> Any:
+        """Carry of one environment at the start of an episode."""
+        raise NotImplementedError
+
+    def act(self, carry: Any, observation: Observation) -> tuple[Any, jax.Array]:
+        """New carry and target [6] of one environment."""
+        raise NotImplementedError
+
+    def features_of(self, carry: Any) -> jax.Array:
+        """Features of one environment."""
+        return jnp.zeros(0)
+
+    def init(self, num_envs: int) -> Any:
+        """See `BasePolicy.init`."""
+        return jax.vmap(lambda _: self.start())(jnp.arange(num_envs))
+
+    def chunk(self, carry: Any, observation: Observation, key: jax.Array, reset_mask: jax.Array) -> tuple[Any, Any]:
+        """See `BasePolicy.chunk`; scripted plans use no randomness."""
+        del key
+
+        def one(carry, observation, new):
+            carry = jax.tree.map(lambda a, b: jnp.where(new, a, b), self.start(), carry)
+            carry, target = self.act(carry, observation)
+            return carry, target[None]
+
+        return jax.vmap(one)(carry, observation, reset_mask)
+
+    def features(self, carry: Any) -> jax.Array:
+        """See `BasePolicy.features`."""
+        return jax.vmap(self.features_of)(carry)
+
+
+@flax.struct.dataclass
+class NoCarry:
+    """Carry of a policy without memory; one unused entry per environment keeps the batch axis."""
+
+    unused: jax.Array
+
+
+class ZeroPolicy(ScriptedPolicy):
+    """Holds the arm where it was last told to be: the base for learning from nothing."""
+
+    name = "zero"
+
+    def start(self) -> NoCarry:
+        """See `ScriptedPolicy.start`."""
+        return NoCarry(jnp.zeros(()))
+
+    def act(self, carry: NoCarry, observation: Observation) -> tuple[NoCarry, jax.Array]:
+        """See `ScriptedPolicy.act`."""
+        return carry, observation.target
+
+
+BASES = ("zero", "jacobian", "oracle")
+
+
+def make_base(name: str, task: PaperReturn) -> BasePolicy:
+    """Build a base policy by name for a task. Raises ConfigError for an unknown name."""
+    require_choice("base", name, BASES)
+    from policies.jacobian import JacobianPolicy
+    from policies.oracle import OraclePolicy
+
+    kinds: dict[str, type[ScriptedPolicy]] = {p.name: p for p in (ZeroPolicy, JacobianPolicy, OraclePolicy)}
+    return kinds[name](task.kinematics, task.geometry)
