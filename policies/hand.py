@@ -9,11 +9,13 @@ import jax.numpy as jnp
 
 from mjx_so101.geometry import SheetGeometry
 from mjx_so101.kinematics import ArmKinematics
-from policies.ik import reach_point
+from policies.ik import reach_point, scaled_to
 
 HOVER, PRESS, DRAG, LIFT, REST = range(5)
 """Phases of a plan: move over the grab point, go down, drag, go up, and stay clear when the sheet is home."""
 NUM_PHASES = 5
+MOTOR_KP = 998.22
+"""Nominal position gain of the motors (N m/rad); a plan does not know the randomized one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +58,25 @@ def approach_direction(kinematics: ArmKinematics, point: jax.Array, config: Hand
 
 
 def target_towards(
-    kinematics: ArmKinematics, joints: jax.Array, local, position: jax.Array, heading, grip: float, config: HandConfig
+    kinematics: ArmKinematics,
+    joints: jax.Array,
+    local,
+    position: jax.Array,
+    heading: jax.Array | None,
+    grip: float,
+    config: HandConfig,
+    force: float | jax.Array = 0.0,
 ) -> jax.Array:
     """Joint target [6]: measured joints plus a limited step towards the IK solution for `position` [3].
 
-    A step from the measured joints, not the solution itself, keeps the motors from racing ahead of the arm.
+    A step from the measured joints, not the solution itself, keeps the motors from racing ahead of the arm. A
+    downward `force` (N) is asked for by the joint offsets J^T f / kp that balance it without moving the tip sideways.
     """
     approach = approach_direction(kinematics, position[:2], config)
     solution = reach_point(kinematics, joints[:5], local, position, approach, heading)
-    step = jnp.clip(solution - joints[:5], -config.max_joint_step, config.max_joint_step)
-    return jnp.append(joints[:5] + step, grip)
+    step = scaled_to(solution - joints[:5], config.max_joint_step)
+    _, _, linear, _ = kinematics.gripper_point(joints[:5], local)
+    return jnp.append(joints[:5] + step - force / MOTOR_KP * linear[2], grip)
 
 
 def limited(vector: jax.Array, length: float | jax.Array) -> jax.Array:

@@ -34,6 +34,11 @@ def heading_of(rotation) -> jax.Array:
     return jnp.arctan2(rotation[0][1], rotation[0][0])
 
 
+def scaled_to(step: jax.Array, largest: float) -> jax.Array:
+    """The step, shortened as a whole so that no entry exceeds `largest`: its direction stays."""
+    return step * jnp.minimum(1.0, largest / (jnp.max(jnp.abs(step)) + 1e-9))
+
+
 def reach_point(
     kinematics: ArmKinematics,
     joints: jax.Array,
@@ -42,8 +47,8 @@ def reach_point(
     approach: jax.Array,
     heading: jax.Array | None,
     iterations: int = 3,
-    damping: float = 0.01,
-    rotation_weight: float = 0.02,
+    damping: float = 0.005,
+    rotation_weight: float = 0.01,
     max_step: float = 0.3,
 ) -> jax.Array:
     """Arm joints [5] that bring a point of the gripper to `position` with the hand pointing along `approach`.
@@ -59,11 +64,13 @@ def reach_point(
         turn = jnp.cross(-rotation[2], approach)
         if heading is None:
             linear, angular = linear.at[:, 4].set(0.0), angular.at[:, 4].set(0.0)
+            pitch_axis = angular[:, 3]  # without the roll the hand tilts in the arm's plane only
+            turn = pitch_axis * (pitch_axis @ turn)
         else:
             turn = turn.at[2].add(wrap(heading - heading_of(rotation)))
         jacobian = jnp.concatenate([linear, rotation_weight * angular])  # [6, 5]
         error = jnp.concatenate([position - point, rotation_weight * jnp.clip(turn, -0.5, 0.5)])
         normal = (jacobian[:, :, None] * jacobian[:, None, :]).sum(0) + damping**2 * jnp.eye(5)
         step = solve_spd(normal, (jacobian * error[:, None]).sum(0))
-        joints = jnp.clip(joints + jnp.clip(step, -max_step, max_step), lower, upper)
+        joints = jnp.clip(joints + scaled_to(step, max_step), lower, upper)
     return joints

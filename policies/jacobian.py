@@ -35,7 +35,7 @@ class JacobianPolicy(ScriptedPolicy):
     name = "jacobian"
     num_features = NUM_PHASES + 1
     hand = HandConfig()
-    press_depth = 0.003
+    press_depth = 0.001
     max_drag_steps = 60
     home_overshoot = 0.003
 
