@@ -20,9 +20,6 @@ from mjx_so101.geometry import SheetGeometry
 from mjx_so101.kinematics import ArmKinematics
 from mjx_so101.params import MAX_LATENCY, EnvParams, Randomization
 
-REPORT_TOLERANCES = (0.005, 0.010, 0.020)
-"""Tolerances (m) counted in every episode, whatever the training tolerance is."""
-
 _CANDIDATES = 16  # start poses tried per reset; each preset accepts more than half
 
 
@@ -32,6 +29,8 @@ class TaskConfig:
 
     tolerance: float = 0.005
     """The inner rectangle may be left by this much (m): the success that is rewarded and ends a training episode."""
+    report_tolerances: tuple[float, ...] = (0.005, 0.010, 0.020)
+    """Tolerances (m) counted in every episode, whatever the training tolerance is."""
     hold_steps: int = 10
     """Control steps for which the sheet must rest inside."""
     max_sheet_speed: float = 0.005
@@ -57,13 +56,15 @@ class TaskConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} is {value}; it must be finite and greater than 0.")
+        if not self.report_tolerances or not all(math.isfinite(t) and t > 0 for t in self.report_tolerances):
+            raise ConfigError(f"report_tolerances is {self.report_tolerances}; give lengths (m) greater than 0.")
         if len(self.home) != 6:
             raise ConfigError(f"home has {len(self.home)} values; give one angle (rad) for each of the 6 joints.")
 
     @property
     def tolerances(self) -> tuple[float, ...]:
-        """Training tolerance first, then `REPORT_TOLERANCES`."""
-        return (self.tolerance, *REPORT_TOLERANCES)
+        """Training tolerance first, then those reported."""
+        return (self.tolerance, *self.report_tolerances)
 
 
 @flax.struct.dataclass

@@ -1,0 +1,61 @@
+# Each target sets up .venv by itself; nothing but Python 3.11 or newer needs to be there.
+#
+#   make train   train a residual policy; flags in ARGS, e.g. make train ARGS="--base oracle --seed 1"
+#   make test    run the tests; e.g. make test ARGS="-x tests/test_packaging.py"
+#   make lint    run ruff and mypy
+#   make venv    only set up .venv
+#   make clean   remove .venv and what tools cached here (never runs/)
+#
+# Another Python: make PYTHON=python3.12 test. The JAX that fits an NVIDIA driver is chosen by train/hardware.py.
+
+PYTHON ?= python3
+ARGS ?=
+VENV_PYTHON := .venv/bin/python
+PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
+
+.PHONY: help train test lint venv clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+train: venv
+	.venv/bin/so101 train $(ARGS)
+
+test: venv
+	$(VENV_PYTHON) -m pytest $(ARGS)
+
+lint: venv
+	$(VENV_PYTHON) -m ruff check
+	$(VENV_PYTHON) -m ruff format --check
+	$(VENV_PYTHON) -m mypy
+
+# $(call need_python,COMMAND): stop with a clear line unless COMMAND is a new enough Python; leaves $$version set.
+define need_python
+version=$$($(1) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3]); sys.exit(sys.version_info < (3, 11))' \
+	2>/dev/null) || { echo "error: Python 3.11 or newer is needed, but $(1) is $${version:-not there}." \
+	"Name another, as in: make PYTHON=python3.12 $(MAKECMDGOALS) (after 'make clean' if .venv is the old one)" >&2; exit 1; }
+endef
+
+.venv/bin/pip:
+	@$(call need_python,$(PYTHON)); \
+	$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "error: $(PYTHON) ($$version) lacks the venv module. On Debian and Ubuntu:" \
+		"apt-get install python$${version%.*}-venv" >&2; exit 1; }; \
+	echo "Setting up .venv with Python $$version"; \
+	$(PYTHON) -m venv .venv
+
+# The stamp's name holds the choice of JAX, so that a GPU that appears later is used from the next make on.
+# Both CUDA plugins at once would claim the same device: the one that no longer fits is removed.
+venv: .venv/bin/pip
+	@$(call need_python,$(VENV_PYTHON)); \
+	extra=$$($(VENV_PYTHON) -P train/hardware.py extra) || exit 1; \
+	stamp=.venv/.installed-$${extra:-cpu}; \
+	if [ -e $$stamp ] && [ ! pyproject.toml -nt $$stamp ]; then exit 0; fi; \
+	case "$$extra" in cuda12) other=cuda13;; cuda13) other=cuda12;; *) other=none;; esac; \
+	if [ -e .venv/.installed-$$other ]; then $(PIP) uninstall --yes jax-$$other-plugin jax-$$other-pjrt || exit 1; fi; \
+	rm -f .venv/.installed-*; \
+	$(PIP) install --editable ".[dev$${extra:+,$$extra}]" && touch $$stamp
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +

@@ -1,0 +1,128 @@
+"""Configuration of a training run: every field is a flag of `so101 train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Literal
+
+import tyro
+
+from mjx_so101.errors import ConfigError, require_choice
+from mjx_so101.params import Randomization, load_randomization
+from mjx_so101.physics import BACKENDS
+from mjx_so101.scene import SHEET_FRICTIONS, SceneConfig
+from mjx_so101.task import TaskConfig
+from policies.base import BASES
+from policies.residual import ResidualConfig
+from train.ppo import PPOConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Defaults are those of `--preset cpu`."""
+
+    base: str = "jacobian"
+    """Base policy: 'jacobian', 'oracle' or 'zero'."""
+    randomization: str = "plain"
+    """Preset nominal, plain, real or wild, or a JSON or TOML file with [low, high] per field."""
+    physics: str = "auto"
+    """'native' (MuJoCo C), 'warp' or 'jax' (MJX); 'auto' takes warp on a GPU and native elsewhere."""
+    sheet_friction: str = "dry"
+    """How the sheet rubs on the table: 'dry' or 'viscous'."""
+    num_envs: int = 256
+    """Environments that train in parallel."""
+    steps: int = 3_000_000
+    """Control steps to train for, over all environments."""
+    seed: int = 0
+    episode_steps: int = 200
+    """Length of a training episode; evaluation always runs 400 steps."""
+    tolerance: float = 0.005
+    """Success tolerance (m) that training rewards."""
+    stop_at_success: float = 1.0
+    """Stop early once this success rate is reached on the selection episodes (at the training tolerance)."""
+    eval_every: float = 0.1
+    """Evaluate and checkpoint each time this share of the steps is done."""
+    eval_episodes: int = 128
+    """Episodes on which the best checkpoint is chosen."""
+    report_episodes: int = 512
+    """Other episodes on which the final numbers are reported."""
+    video: bool = True
+    """Write the videos of the report."""
+    strict: bool = False
+    """Stop at the first buffer overflow or non-finite state, instead of counting it."""
+    residual: tyro.conf.OmitArgPrefixes[ResidualConfig] = dataclasses.field(default_factory=ResidualConfig)
+    ppo: tyro.conf.OmitArgPrefixes[PPOConfig] = dataclasses.field(default_factory=PPOConfig)
+
+    def __post_init__(self) -> None:
+        require_choice("base", self.base, BASES)
+        require_choice("physics", self.physics, ("auto", *BACKENDS))
+        require_choice("sheet_friction", self.sheet_friction, SHEET_FRICTIONS)
+        for name in ("num_envs", "steps", "eval_episodes", "report_episodes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 < self.eval_every <= 1:
+            raise ConfigError(f"eval_every is {self.eval_every}; give a share of the steps in (0, 1].")
+        if not 0 < self.stop_at_success <= 1:
+            raise ConfigError(f"stop_at_success is {self.stop_at_success}; give a rate in (0, 1].")
+        rows = self.num_envs * self.ppo.unroll
+        if rows % self.ppo.minibatches:
+            raise ConfigError(
+                f"num_envs x unroll = {self.num_envs} x {self.ppo.unroll} = {rows} transitions do not divide into "
+                f"{self.ppo.minibatches} minibatches; choose num_envs as a multiple of {self.ppo.minibatches}."
+            )
+        self.task_config(training=True)  # raises for a bad tolerance or episode length
+
+    def task_config(self, training: bool, report_tolerances: tuple[float, ...] | None = None) -> TaskConfig:
+        """The task's rules in training (shorter episodes) or evaluation."""
+        config = TaskConfig(tolerance=self.tolerance)
+        if training:
+            config = dataclasses.replace(config, episode_steps=self.episode_steps)
+        if report_tolerances:
+            config = dataclasses.replace(config, report_tolerances=report_tolerances)
+        return config
+
+    def scene_config(self) -> SceneConfig:
+        """The scene without what only pictures need."""
+        return SceneConfig(sheet_friction=self.sheet_friction, visual=False)
+
+    def load_randomization(self) -> Randomization:
+        """The randomization that the run names."""
+        return load_randomization(self.randomization)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """Back from `to_dict`. Raises ConfigError for unknown fields."""
+        values = dict(values)
+        kinds = {"residual": ResidualConfig, "ppo": PPOConfig}
+        for name, kind in kinds.items():
+            part = dict(values.get(name, {}))
+            if "hidden" in part:
+                part["hidden"] = tuple(part["hidden"])
+            values[name] = _build(kind, part)
+        return _build(cls, values)
+
+
+def _build(kind, values: dict[str, Any]):
+    known = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"unknown field(s) {', '.join(unknown)} of {kind.__name__}; valid: {', '.join(sorted(known))}.")
+    return kind(**values)
+
+
+PRESETS: dict[str, TrainConfig] = {
+    "cpu": TrainConfig(),
+    "gpu": TrainConfig(
+        num_envs=8192,
+        steps=60_000_000,
+        eval_episodes=1024,
+        report_episodes=1024,
+        ppo=PPOConfig(unroll=32, minibatches=32),
+    ),
+}
+PresetName = Literal["cpu", "gpu"]

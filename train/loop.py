@@ -1,0 +1,312 @@
+"""The training loop: rollout, update, log, evaluate, checkpoint; stops cleanly and resumes bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from mjx_so101.env import PaperReturnEnv
+from mjx_so101.errors import CheckpointError, ConfigError, HealthError
+from policies.base import make_base
+from policies.residual import Learner, Residual, layout_sizes
+from train import checkpoint
+from train.config import TrainConfig
+from train.evaluate import Evaluator
+from train.ppo import PPO
+from train.rollout import SAMPLE, Carry, ResidualCosts, Roller
+
+SELECTION_SEED = 1_000_003
+"""Seeds of the episodes that choose the best checkpoint; the reported ones use REPORT_SEED."""
+REPORT_SEED = 2_000_003
+
+
+class Trainer:
+    """One training run in one folder."""
+
+    def __init__(self, config: TrainConfig, out: Path):
+        self.config, self.out = config, Path(out)
+        randomization = config.load_randomization()
+
+        def environment(num_envs: int, training: bool) -> PaperReturnEnv:
+            return PaperReturnEnv(
+                num_envs, config.physics, randomization, config.scene_config(), config.task_config(training),
+                auto_reset=training,
+            )  # fmt: skip
+
+        self.env = environment(config.num_envs, training=True)
+        self.base = make_base(config.base, self.env.task)
+        self.residual = Residual(config.residual, self.base.num_features)
+        self.ppo = PPO(config.ppo, self.residual)
+        costs = ResidualCosts(config.ppo.residual_cost, config.ppo.residual_change_cost)
+        self.roller = Roller(
+            self.env, self.base, self.residual, _keep, mode=SAMPLE, costs=costs, discount=config.ppo.discount
+        )
+        self.eval_env = environment(min(config.eval_episodes, 1024), training=False)
+        self.evaluator = Evaluator(self.eval_env, self.base, self.residual)
+        self._start_fresh()
+
+    def _start_fresh(self) -> None:
+        key = jax.random.PRNGKey(self.config.seed)
+        key_learner, key_carry, key_age, self.key = jax.random.split(key, 4)
+        self.learner: Learner = self.residual.init(key_learner)
+        self.opt_state = self.ppo.init(self.learner)
+        carry = self.roller.start(key_carry)
+        # episodes begin at different ages, or all would time out together
+        age = jax.random.randint(key_age, (self.config.num_envs,), 0, self.config.episode_steps)
+        self.carry: Carry = carry.replace(state=carry.state.replace(step=age.astype(jnp.int32)))
+        self.steps = 0
+        self.best = -1.0
+        self.evaluations: list[dict[str, Any]] = []
+        self.seconds = {"rollout": 0.0, "update": 0.0, "evaluation": 0.0, "compile": 0.0}
+
+    # -- one iteration ---------------------------------------------------------------------------------------------
+    def iterate(self) -> dict[str, float]:
+        """One rollout and one update; gives the metrics."""
+        compiling = self.seconds["rollout"] == 0.0
+        begin = time.perf_counter()
+        self.carry, (data, seen) = self.roller.roll(self.learner, self.carry, self.config.ppo.unroll)
+        jax.block_until_ready(self.carry.last_residual)
+        rolled = time.perf_counter()
+        self.key, key = jax.random.split(self.key)
+        last = self.roller.value_vectors(self.carry)
+        self.learner, self.opt_state, losses = self.ppo.update(self.learner, self.opt_state, data, last, key)
+        losses = {name: float(value) for name, value in losses.items()}
+        done = time.perf_counter()
+        if compiling:
+            self.seconds["compile"] += done - begin
+            self.seconds["rollout"], self.seconds["update"] = 1e-9, 1e-9
+        else:
+            self.seconds["rollout"] += rolled - begin
+            self.seconds["update"] += done - rolled
+        self.steps += self.config.num_envs * self.config.ppo.unroll
+        return {**_summarize(seen), **losses}
+
+    def evaluate(self) -> dict[str, Any]:
+        """Mean-action success on the selection episodes; keeps the best learner."""
+        begin = time.perf_counter()
+        summary = self.evaluator(self.learner, self.config.eval_episodes, SELECTION_SEED).summary()
+        self.seconds["evaluation"] += time.perf_counter() - begin
+        rate = self._training_success(summary)
+        # among equals the one that ends nearer wins
+        score = rate - 1e-3 * summary["final_distance_mm"] / 100
+        record = {"steps": self.steps, "seconds": self.wall_seconds, "rate": rate, **summary}
+        self.evaluations.append(record)
+        if score > self.best:
+            self.best = score
+            self.save("best", learner_only=True)
+        return record
+
+    def _training_success(self, summary: dict[str, Any]) -> float:
+        """Success at the training tolerance, or at the smallest reported one that is not tighter."""
+        mm = 1000 * self.config.tolerance
+        keys = sorted(summary["success"], key=float)
+        return summary["success"][next((k for k in keys if float(k) >= mm - 1e-9), keys[-1])]["rate"]
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds spent so far, compilation included, over all parts of a resumed run."""
+        return sum(self.seconds.values())
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+    def save(self, name: str, learner_only: bool = False) -> None:
+        """Write checkpoint `name` into the run folder, atomically."""
+        trees: dict[str, Any] = {"learner": self.learner}
+        if not learner_only:
+            trees["trainer"] = {"opt_state": self.opt_state, "carry": self.carry, "key": self.key}
+        checkpoint.save(self.out / "checkpoints" / name, trees, self._meta())
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "config": self.config.to_dict(),
+            "layout": layout_sizes(self.base.num_features),
+            "physics": self.env.physics.name,
+            "steps": self.steps,
+            "best": self.best,
+            "evaluations": self.evaluations,
+            "seconds": self.seconds,
+        }
+
+    def resume(self) -> None:
+        """Continue from the run folder's last checkpoint. Raises CheckpointError if it does not fit this run."""
+        path = self.out / "checkpoints" / "last"
+        meta = checkpoint.read_meta(path)
+        now = self._meta()
+        ignored = ("steps", "video", "report_episodes", "stop_at_success", "strict")
+        saved_config = {k: v for k, v in meta["config"].items() if k not in ignored}
+        wanted_config = {k: v for k, v in now["config"].items() if k not in ignored}
+        checkpoint.check_same(path, saved_config, wanted_config, "configuration")
+        checkpoint.check_same(path, meta["layout"], now["layout"], "observation layout")
+        checkpoint.check_same(path, {"physics": meta["physics"]}, {"physics": now["physics"]}, "physics backend")
+        self.learner = checkpoint.restore(path, "learner", self.learner)
+        like = {"opt_state": self.opt_state, "carry": self.carry, "key": self.key}
+        rest = checkpoint.restore(path, "trainer", like)
+        self.opt_state, self.carry, self.key = rest["opt_state"], rest["carry"], rest["key"]
+        self.steps, self.best = meta["steps"], meta["best"]
+        self.evaluations, self.seconds = meta["evaluations"], meta["seconds"]
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+    def run(self, progress: bool = True) -> bool:
+        """Train until the steps are done, success is reached, or a signal asks to stop; True if it finished."""
+        log = _Log(self.out)
+        config = self.config
+        every = max(1, int(config.eval_every * config.steps))
+        recent: deque[float] = deque(maxlen=20)
+        with _stop_signals() as stopped, log, tqdm(
+            total=config.steps, initial=min(self.steps, config.steps), unit="step", unit_scale=True, disable=not progress
+        ) as bar:
+            if not self.evaluations:
+                log.evaluation(self.evaluate())
+            while self.steps < config.steps and not stopped:
+                before = self.steps
+                metrics = self.iterate()
+                self._check(metrics)
+                recent.append(metrics["success"])
+                metrics["steps_per_second"] = self._rate()
+                log.metrics(self.steps, metrics)
+                bar.set_postfix(success=f"{np.nanmean(recent):.0%}", best=f"{max(self.best, 0):.0%}", refresh=False)
+                bar.update(min(self.steps, config.steps) - min(before, config.steps))
+                if self.steps // every > before // every or self.steps >= config.steps:
+                    record = self.evaluate()
+                    log.evaluation(record)
+                    self.save("last")
+                    if record["rate"] >= config.stop_at_success:
+                        break
+            if stopped:
+                self.save("last")
+                tqdm.write(f"Stopped by a signal; saved. Continue with: so101 train --resume {self.out}")
+                return False
+        self.save("last")
+        return True
+
+    def _rate(self) -> float:
+        spent = self.seconds["rollout"] + self.seconds["update"]
+        first = self.config.num_envs * self.config.ppo.unroll
+        return (self.steps - first) / spent if spent > 1e-6 else float("nan")
+
+    def _check(self, metrics: dict[str, float]) -> None:
+        if self.config.strict and metrics["overflow"] + metrics["nonfinite"] > 0:
+            raise HealthError(
+                f"{metrics['overflow']:.0f} buffer overflows and {metrics['nonfinite']:.0f} non-finite states in one "
+                f"rollout, first in env {metrics['bad_env']:.0f}; run without --strict to count them instead."
+            )
+        if not np.isfinite(metrics["policy_loss"] + metrics["value_loss"]):
+            raise HealthError(f"the PPO loss is not finite at {self.steps} steps; lower --learning-rate.")
+
+
+def _keep(pending, transition, result):
+    """What training keeps of each step: the transition and a few counts per environment."""
+    bad = result.last.nonfinite | (result.last.physics.overflow != 0)
+    return transition, {
+        "reward": jnp.mean(result.reward),
+        "terms": {name: jnp.mean(value) for name, value in result.terms.items()},
+        "episodes": jnp.sum(result.done),
+        "successes": jnp.sum(result.success),
+        "residual": jnp.mean(jnp.abs(pending.residual)),
+        "overflow": jnp.sum(result.last.physics.overflow != 0),
+        "nonfinite": jnp.sum(result.last.nonfinite),
+        "bad_env": jnp.where(jnp.any(bad), jnp.argmax(bad), -1),
+    }
+
+
+def _summarize(seen: dict[str, Any]) -> dict[str, float]:
+    seen = jax.tree.map(np.asarray, seen)
+    episodes = seen["episodes"].sum()
+    out = {
+        "reward": float(seen["reward"].mean()),
+        "success": float(seen["successes"].sum() / episodes) if episodes else float("nan"),
+        "episodes": float(episodes),
+        "residual": float(seen["residual"].mean()),
+        "overflow": float(seen["overflow"].sum()),
+        "nonfinite": float(seen["nonfinite"].sum()),
+        "bad_env": float(seen["bad_env"].max()),
+    }
+    return {**out, **{f"reward_{name}": float(value.mean()) for name, value in seen["terms"].items()}}
+
+
+class _Log:
+    """metrics.jsonl and TensorBoard events in the run folder."""
+
+    def __init__(self, out: Path):
+        self._file = (out / "metrics.jsonl").open("a")
+        self._board = SummaryWriter(str(out / "tensorboard"))
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._board.close()
+
+    def metrics(self, steps: int, metrics: dict[str, float]) -> None:
+        self._write({"kind": "train", "steps": steps, **metrics})
+        for name, value in metrics.items():
+            if np.isfinite(value):
+                self._board.add_scalar(f"train/{name}", value, steps)
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        self._write({"kind": "evaluation", **record})
+        for tolerance, entry in record["success"].items():
+            self._board.add_scalar(f"evaluation/success_{tolerance}mm", entry["rate"], record["steps"])
+
+    def _write(self, record: dict[str, Any]) -> None:
+        clean = {k: (None if isinstance(v, float) and not np.isfinite(v) else v) for k, v in record.items()}
+        self._file.write(json.dumps(clean) + "\n")
+        self._file.flush()
+
+
+class _Stop:
+    """Truthy once a signal has asked to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+
+@contextlib.contextmanager
+def _stop_signals():
+    """Within this block SIGTERM and Ctrl-C ask for a stop after the current iteration; twice stops at once."""
+    stop = _Stop()
+    old = {}
+
+    def handle(signum, _frame):
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        tqdm.write(f"{signal.Signals(signum).name}: saving after this iteration ...")
+
+    for which in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(ValueError):  # not in the main thread
+            old[which] = signal.signal(which, handle)
+    try:
+        yield stop
+    finally:
+        for which, handler in old.items():
+            signal.signal(which, handler)
+
+
+def prepare_folder(out: Path, resume: bool) -> Path:
+    """Create the run folder. Raises ConfigError if it holds a run and `resume` is False."""
+    out = Path(out)
+    if resume:
+        if not (out / "checkpoints" / "last").is_dir():
+            raise CheckpointError(f"nothing to resume in {out}: checkpoints/last is missing.")
+        return out
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(
+            f"out folder {out} is not empty; give another --out, or continue that run with --resume {out}."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    return out

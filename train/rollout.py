@@ -1,0 +1,176 @@
+"""The rollout: observe, base chunk, residual, blend, physics, reward, reset, for a batch of environments.
+
+`act` and `settle` are the two pure halves of a control step around physics. On a jittable backend a whole rollout is
+one scan; on `native` a host loop alternates physics with the same jitted halves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mjx_so101.env import PaperReturnEnv, StepResult
+from mjx_so101.task import State
+from policies.base import BasePolicy
+from policies.residual import Learner, Residual, actor_vector, critic_vector
+
+MEAN, SAMPLE, NOISE = "mean", "sample", "noise"
+"""How r is chosen: the mean, a sample, or (a control) zero-mean noise as large as a given residual."""
+
+
+@flax.struct.dataclass
+class Carry:
+    """What goes from one control step to the next."""
+
+    state: State
+    base: Any
+    last_residual: jax.Array  # [env, 6]
+    key: jax.Array  # uint32 [2]
+
+
+@flax.struct.dataclass
+class Pending:
+    """A control step that waits for physics."""
+
+    carry: Carry
+    fields: dict[str, jax.Array]
+    ctrl: jax.Array  # [env, substeps, 6]
+    vectors: dict[str, jax.Array]
+    raw: jax.Array  # [env, 6] unclipped residual
+    residual: jax.Array  # [env, 6] r
+    base_target: jax.Array  # [env, 6]
+
+
+class Transition(NamedTuple):
+    """What PPO stores of one control step, each [env, ...]; time is stacked in front. No next observations."""
+
+    vectors: dict[str, jax.Array]
+    raw: jax.Array
+    reward: jax.Array  # with gamma V(terminal observation) added where time ran out
+    done: jax.Array
+
+
+class ResidualCosts(NamedTuple):
+    """Costs that the learner adds to the task's reward terms."""
+
+    size: float = 0.0
+    change: float = 0.0
+
+
+class Roller:
+    """Runs a base policy with a residual on top in an environment."""
+
+    def __init__(
+        self,
+        env: PaperReturnEnv,
+        base: BasePolicy,
+        residual: Residual,
+        keep: Callable[[Pending, Transition, StepResult], Any],
+        mode: str = SAMPLE,
+        costs: ResidualCosts | None = None,
+        discount: float = 0.99,
+        noise: float = 0.0,
+    ):
+        """keep: what to keep of each step, a pytree. mode: 'mean', 'sample' or 'noise' (`noise` is then the standard
+        deviation of r)."""
+        self.env, self.base, self.residual, self.keep = env, base, residual, keep
+        self.mode, self.costs, self.discount, self.noise = mode, costs or ResidualCosts(), discount, noise
+        self._act = jax.jit(self.act)
+        self._last = jax.jit(self._settle_and_keep)
+        self._between = jax.jit(self._settle_and_act)
+        self._scan = jax.jit(self._scan_steps, static_argnames="steps")
+        self.value_vectors = jax.jit(self._value_vectors)
+
+    def start(self, key: jax.Array, episode_keys: jax.Array | None = None) -> Carry:
+        """First carry. episode_keys: uint32 [env, 2], one per environment; default drawn from `key`."""
+        key, key_reset = jax.random.split(key)
+        n = self.env.num_envs
+        state = self.env.reset(key_reset if episode_keys is None else episode_keys)
+        return Carry(state=state, base=self.base.init(n), last_residual=jnp.zeros((n, 6)), key=key)
+
+    # -- the two halves of a control step --------------------------------------------------------------------------
+    def act(self, learner: Learner, carry: Carry) -> Pending:
+        """Observe, ask the base policy, add the residual; gives what physics needs."""
+        task = self.env.task
+        key, key_base, key_residual = jax.random.split(carry.key, 3)
+        seen = jax.vmap(task.observe)(carry.state)
+        base_carry, chunk = self.base.chunk(carry.base, seen, key_base, seen.new_episode)
+        base_target = chunk[:, 0]
+        features = self.base.features(base_carry)
+        last = jnp.where(seen.new_episode[:, None], 0.0, carry.last_residual)
+        vectors = {
+            "state": jax.vmap(lambda *x: actor_vector(task, *x))(seen, base_target, features, last),
+            "privileged_state": jax.vmap(lambda *x: critic_vector(task, *x))(carry.state, features),
+        }
+        raw = self._raw_residual(learner, vectors, key_residual)
+        r = jnp.clip(raw, -1.0, 1.0)
+        state, fields, ctrl = self.env.begin_step(carry.state, self.residual.blend(base_target, r))
+        carry = Carry(state=state, base=base_carry, last_residual=last, key=key)
+        return Pending(carry, fields, ctrl, vectors, raw, r, base_target)
+
+    def _raw_residual(self, learner: Learner, vectors: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+        if self.mode == NOISE:
+            return self.noise * jax.random.normal(key, (self.env.num_envs, 6))
+        logits = self.residual.logits(learner, vectors)
+        if self.mode == MEAN:
+            return self.residual.distribution.mode(logits)
+        return self.residual.distribution.sample_no_postprocessing(logits, key)
+
+    def settle(self, learner: Learner, pending: Pending, physics) -> tuple[Carry, Transition, StepResult]:
+        """Take in the state after physics: reward, bootstrap of time-outs, automatic reset."""
+        state, result = self.env.finish_step(pending.carry.state, physics)
+        change = pending.residual - pending.carry.last_residual
+        terms = {
+            **result.terms,
+            "residual_size": -self.costs.size * jnp.sum(pending.residual**2, -1),
+            "residual_change": -self.costs.change * jnp.sum(change**2, -1),
+        }
+        result = result.replace(terms=terms, reward=sum(terms.values()))
+        features = self.base.features(pending.carry.base)
+        terminal = jax.vmap(lambda s, f: critic_vector(self.env.task, s, f))(result.last, features)
+        out_of_time = result.truncated & ~result.terminated
+        value = self.residual.value(learner, {"privileged_state": terminal})
+        reward = result.reward + self.discount * jnp.where(out_of_time, value, 0.0)
+        carry = pending.carry.replace(state=state, last_residual=pending.residual)
+        return carry, Transition(pending.vectors, pending.raw, reward, result.done), result
+
+    def _value_vectors(self, carry: Carry) -> dict[str, jax.Array]:
+        """The critic's input in the state reached, for the value after the last step of a rollout."""
+        features = self.base.features(carry.base)
+        task = self.env.task
+        return {"privileged_state": jax.vmap(lambda s, f: critic_vector(task, s, f))(carry.state, features)}
+
+    # -- whole rollouts ----------------------------------------------------------------------------------------------
+    def roll(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
+        """`steps` control steps; gives the new carry and what `keep` kept of each step, stacked over time."""
+        if self.env.jittable:
+            return self._scan(learner, carry, steps=steps)
+        kept = []
+        pending = self._act(learner, carry)
+        for t in range(steps):
+            physics = self.env.physics.step(pending.carry.state.physics, pending.fields, pending.ctrl)
+            step = self._between if t + 1 < steps else self._last
+            pending, keep = step(learner, pending, physics)
+            kept.append(keep)
+        return pending, jax.tree.map(lambda *rows: np.stack([np.asarray(row) for row in rows]), *kept)
+
+    def _settle_and_keep(self, learner: Learner, pending: Pending, physics) -> tuple[Carry, Any]:
+        carry, transition, result = self.settle(learner, pending, physics)
+        return carry, self.keep(pending, transition, result)
+
+    def _settle_and_act(self, learner: Learner, pending: Pending, physics) -> tuple[Pending, Any]:
+        carry, keep = self._settle_and_keep(learner, pending, physics)
+        return self.act(learner, carry), keep
+
+    def _scan_steps(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
+        def step(carry, _):
+            pending = self.act(learner, carry)
+            physics = self.env.physics.step(pending.carry.state.physics, pending.fields, pending.ctrl)
+            return self._settle_and_keep(learner, pending, physics)
+
+        return jax.lax.scan(step, carry, None, length=steps)
