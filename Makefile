@@ -44,17 +44,16 @@ endef
 	echo "Setting up .venv with Python $$version"; \
 	$(PYTHON) -m venv .venv
 
-# The stamp's name holds the choice of JAX, so that a GPU that appears later is used from the next make on.
-# Both CUDA plugins at once would claim the same device: the one that no longer fits is removed.
+# .venv/.installed holds the choice of JAX: a GPU that appears later is used from the next make on, and a machine
+# without one leaves a .venv that it shares alone. Both CUDA plugins at once would claim the same device.
 venv: .venv/bin/pip
 	@$(call need_python,$(VENV_PYTHON)); \
 	extra=$$($(VENV_PYTHON) -P train/hardware.py extra) || exit 1; \
-	stamp=.venv/.installed-$${extra:-cpu}; \
-	if [ -e $$stamp ] && [ ! pyproject.toml -nt $$stamp ]; then exit 0; fi; \
-	case "$$extra" in cuda12) other=cuda13;; cuda13) other=cuda12;; *) other=none;; esac; \
-	if [ -e .venv/.installed-$$other ]; then $(PIP) uninstall --yes jax-$$other-plugin jax-$$other-pjrt || exit 1; fi; \
-	rm -f .venv/.installed-*; \
-	$(PIP) install --editable ".[dev$${extra:+,$$extra}]" && touch $$stamp
+	had=$$(cat .venv/.installed 2>/dev/null); extra=$${extra:-$$had}; \
+	if [ -e .venv/.installed ] && [ ! pyproject.toml -nt .venv/.installed ] && [ "$$extra" = "$$had" ]; then exit 0; fi; \
+	case "$$extra" in cuda12) other=cuda13;; cuda13) other=cuda12;; *) other=;; esac; \
+	if [ "$$other" ]; then $(PIP) uninstall -qq --yes jax-$$other-plugin jax-$$other-pjrt || exit 1; fi; \
+	$(PIP) install --editable ".[dev$${extra:+,$$extra}]" && echo "$$extra" > .venv/.installed
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache

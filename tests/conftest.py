@@ -1,18 +1,11 @@
 """Shared fixtures: compiled programs are cached on disk, and one environment of each kind is built per session."""
 
 import os
-from functools import cache
 from pathlib import Path
 
+from train.hardware import set_caches
 
-def _set_caches() -> None:
-    """Keep compiled programs between runs; must come before jax and warp are imported."""
-    folder = Path.home() / ".cache" / "mjx_so101"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "jax"))
-    os.environ.setdefault("WARP_CACHE_PATH", str(folder / "warp"))
-
-
-_set_caches()
+set_caches()  # before jax and warp are imported
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -47,10 +40,13 @@ def kinematics(model):
 @pytest.fixture(scope="session")
 def make_env():
     """`PaperReturnEnv`, native, a named preset; equal arguments give the same environment."""
+    built = {}
 
-    @cache
     def make(num_envs=4, randomization="nominal", physics="native", **options) -> PaperReturnEnv:
-        return PaperReturnEnv(num_envs, physics=physics, randomization=randomization, **options)
+        key = repr((num_envs, randomization, physics, sorted(options.items())))
+        if key not in built:
+            built[key] = PaperReturnEnv(num_envs, physics=physics, randomization=randomization, **options)
+        return built[key]
 
     return make
 

@@ -46,9 +46,10 @@ def choose_gpu_extra() -> GpuExtra:
     found = re.search(r"CUDA(?: \w+)? Version\s*:\s*(\d+)\.(\d+)", header)
     if not found:
         return GpuExtra("", f"nvidia-smi names no CUDA version, so JAX will use the CPU. {DRIVER_HINT}")
-    if int(found[1]) < 12:
-        return GpuExtra("", f"the NVIDIA driver is for CUDA {found[1]}.{found[2]}, so JAX will use the CPU. {DRIVER_HINT}")
-    if int(found[1]) == 12 or any(capability < (7, 5) for capability in _compute_capabilities()):
+    major, minor = int(found[1]), int(found[2])
+    if major < 12:
+        return GpuExtra("", f"the NVIDIA driver is for CUDA {major}.{minor}, so JAX will use the CPU. {DRIVER_HINT}")
+    if major == 12 or any(capability < (7, 5) for capability in _compute_capabilities()):
         return GpuExtra("cuda12")
     return GpuExtra("cuda13")
 

@@ -98,9 +98,9 @@ class Trainer:
         summary = self.evaluator(self.learner, self.config.eval_episodes, SELECTION_SEED).summary()
         self.seconds["evaluation"] += time.perf_counter() - begin
         rate = self._training_success(summary)
-        # among equals the one that ends nearer wins
-        score = rate - 1e-3 * summary["final_distance_mm"] / 100
-        record = {"steps": self.steps, "seconds": self.wall_seconds, "rate": rate, **summary}
+        looser = sum(entry["rate"] for entry in summary["success"].values())
+        score = rate + 1e-3 * looser  # among equals the one that is better at the other tolerances wins
+        record = {**summary, "steps": self.steps, "wall_seconds": self.wall_seconds, "rate": rate}
         self.evaluations.append(record)
         if score > self.best:
             self.best = score
@@ -112,6 +112,10 @@ class Trainer:
         mm = 1000 * self.config.tolerance
         keys = sorted(summary["success"], key=float)
         return summary["success"][next((k for k in keys if float(k) >= mm - 1e-9), keys[-1])]["rate"]
+
+    def best_learner(self) -> Learner:
+        """The learner of checkpoint `best`."""
+        return checkpoint.restore(self.out / "checkpoints" / "best", "learner", self.learner)
 
     @property
     def wall_seconds(self) -> float:
@@ -172,7 +176,7 @@ class Trainer:
                 metrics = self.iterate()
                 self._check(metrics)
                 recent.append(metrics["success"])
-                metrics["steps_per_second"] = self._rate()
+                metrics["steps_per_second"] = self.steps_per_second
                 log.metrics(self.steps, metrics)
                 bar.set_postfix(success=f"{np.nanmean(recent):.0%}", best=f"{max(self.best, 0):.0%}", refresh=False)
                 bar.update(min(self.steps, config.steps) - min(before, config.steps))
@@ -189,7 +193,9 @@ class Trainer:
         self.save("last")
         return True
 
-    def _rate(self) -> float:
+    @property
+    def steps_per_second(self) -> float:
+        """Control steps per second of rollout and update together, without the first, compiling iteration."""
         spent = self.seconds["rollout"] + self.seconds["update"]
         first = self.config.num_envs * self.config.ppo.unroll
         return (self.steps - first) / spent if spent > 1e-6 else float("nan")
@@ -295,6 +301,17 @@ def _stop_signals():
     finally:
         for which, handler in old.items():
             signal.signal(which, handler)
+
+
+def saved_config(run: Path) -> TrainConfig:
+    """The configuration of a run folder. Raises CheckpointError if there is none."""
+    path = Path(run) / "config.json"
+    try:
+        return TrainConfig.from_dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise CheckpointError(f"{run} is not a run folder: config.json is missing.") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged or of another version ({error}).") from None
 
 
 def prepare_folder(out: Path, resume: bool) -> Path:

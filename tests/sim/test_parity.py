@@ -1,0 +1,169 @@
+"""Every backend against a plain loop of MuJoCo's own mj_step over fixed command sequences."""
+
+import copy
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+from mjx_so101 import TaskConfig
+
+SUBSTEPS = 8
+SHEET = (0.30, 0.20, 1.3)
+SHUT, LEVEL = -0.1745, -0.07
+# Fingertip waypoints (m); the sheet's surface holds a fingertip at 0.0052, the table at 0.0042.
+SEQUENCES = {
+    "press-drag": (SHUT, [(0.29, 0.19, 0.03), (0.29, 0.19, 0.002), (0.25, 0.16, 0.002), (0.25, 0.16, 0.03)]),
+    "edge-pull": (
+        SHUT,
+        [(0.21, 0.13, 0.03), (0.21, 0.13, 0.001), (0.26, 0.17, 0.001), (0.22, 0.12, 0.001), (0.22, 0.12, 0.03)],
+    ),
+    "hard-press": (LEVEL, [(0.31, 0.22, 0.03), (0.31, 0.22, -0.03), (0.27, 0.20, -0.03), (0.27, 0.20, 0.03)]),
+    "press-drag, other physics": (SHUT, [(0.29, 0.19, 0.03), (0.29, 0.19, 0.002), (0.25, 0.16, 0.002)]),
+}
+NAMES = list(SEQUENCES)
+OTHER = {
+    "sheet_mass_scale": 1.8, "sheet_friction_scale": 0.6, "sheet_damping_scale": 2.0, "fingertip_friction": 0.5,
+    "kp_scale": 0.7, "force_limit_scale": 0.8, "joint_damping_scale": 1.5,
+}  # fmt: skip
+"""What differs in the last environment; all else is nominal."""
+
+
+def along(points, speed=0.004):
+    """Points [n, 3] at most `speed` (m) apart on the way through `points`."""
+    out = [np.array(points[0])]
+    for end in np.array(points[1:]):
+        count = int(np.ceil(np.linalg.norm(end - out[-1]) / speed))
+        out.extend(np.linspace(out[-1], end, count + 1)[1:])
+    return np.array(out)
+
+
+@pytest.fixture(scope="module")
+def commands(joints_at):
+    """Joint targets [step, env, 6]; the last one of a sequence is held until the longest has ended."""
+    paths = [np.stack([joints_at(p, grip) for p in along(points)]) for grip, points in SEQUENCES.values()]
+    length = max(map(len, paths)) + 8
+    return np.stack([np.concatenate([p, np.tile(p[-1], (length - len(p), 1))]) for p in paths], 1)
+
+
+def other_physics(model):
+    """The scene of the last environment, set up by MuJoCo."""
+    scene = copy.copy(model)
+    sheet = scene.body("paper").id
+    scene.body_mass[sheet] *= OTHER["sheet_mass_scale"]
+    scene.body_inertia[sheet] *= OTHER["sheet_mass_scale"]
+    scene.dof_frictionloss[6:] *= OTHER["sheet_friction_scale"]
+    scene.dof_damping[6:] *= OTHER["sheet_damping_scale"]
+    scene.dof_damping[:6] *= OTHER["joint_damping_scale"]
+    scene.actuator_gainprm[:, 0] *= OTHER["kp_scale"]
+    scene.actuator_biasprm[:, 1] *= OTHER["kp_scale"]
+    scene.actuator_forcerange *= OTHER["force_limit_scale"]
+    for i in range(scene.npair):
+        if "paper" in scene.pair(i).name:
+            scene.pair_friction[i, :2] = OTHER["fingertip_friction"]
+    mujoco.mj_setConst(scene, mujoco.MjData(scene))
+    return scene
+
+
+@pytest.fixture(scope="module")
+def truth(model, commands):
+    """qpos [step, env, 9] of mj_step with one MjData per sequence, and how many contacts each sequence saw."""
+    qpos, contacts = np.zeros((*commands.shape[:2], 9)), np.zeros(len(NAMES))
+    for env, name in enumerate(NAMES):
+        scene = other_physics(model) if "other" in name else model
+        data = mujoco.MjData(scene)
+        data.qpos[:] = [*commands[0, env], *SHEET]
+        old = commands[0, env]
+        for step, target in enumerate(commands[:, env]):
+            for count in range(1, SUBSTEPS + 1):
+                data.ctrl[:] = old + (target - old) * count / SUBSTEPS
+                mujoco.mj_step(scene, data)
+                contacts[env] += data.ncon / SUBSTEPS
+            old, qpos[step, env] = target, data.qpos
+    return SimpleNamespace(qpos=qpos, contacts=contacts)
+
+
+@pytest.fixture(scope="module")
+def play(make_env, commands):
+    """Function from backend options to the states [step] of the four sequences, the start first."""
+
+    def run(**options):
+        env = make_env(len(NAMES), auto_reset=False, task=TaskConfig(), **options)
+        state = env.reset(0)
+        start = jnp.asarray(commands[0], jnp.float32)
+        sheets = jnp.tile(jnp.array(SHEET), (len(NAMES), 1))
+        params = {name: jnp.array([*getattr(state.params, name)[:-1], value]) for name, value in OTHER.items()}
+        state = state.replace(
+            physics=state.physics.replace(qpos=jnp.concatenate([start, sheets], 1)),
+            target=start,
+            previous_target=start,
+            params=state.params.replace(**params),
+        )
+        states = [state]
+        for target in commands:
+            state, _ = env.step(state, jnp.asarray(target, jnp.float32))
+            states.append(state)
+        return states
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def native_states(play):
+    return play(physics="native")
+
+
+@pytest.fixture(scope="module", params=["native", "warp", "jax"])
+def played(request, play, native_states):
+    """qpos [step, env, 9] of each backend."""
+    states = native_states if request.param == "native" else play(physics=request.param)
+    return np.stack([state.physics.qpos for state in states[1:]])
+
+
+def test_sequences_press_and_move_the_sheet(truth):
+    assert (truth.contacts > 8).all()
+    assert (np.linalg.norm(truth.qpos[-1, :, 6:8] - SHEET[:2], axis=1) > 0.01).all()
+    assert not np.allclose(truth.qpos[30, 0], truth.qpos[30, 3], atol=1e-3)  # other physics matters
+
+
+@pytest.mark.parametrize("env", range(len(NAMES)), ids=NAMES)
+def test_sheet_ends_where_mujoco_puts_it(played, truth, env):
+    difference = played[-1, env, 6:] - truth.qpos[-1, env, 6:]
+    assert np.linalg.norm(difference[:2]) < 0.003
+    assert abs(difference[2]) < np.radians(1)
+
+
+def test_arm_moves_as_in_mujoco(played, truth):
+    """The motors saturate on the way, which an integrator must not mistake for damping."""
+    assert np.abs(played[..., :6] - truth.qpos[..., :6]).max() < 0.005
+
+
+def test_native_follows_mj_step_all_the_way(native_states, truth):
+    qpos = np.stack([state.physics.qpos for state in native_states[1:]])
+    np.testing.assert_allclose(qpos, truth.qpos, rtol=0, atol=1e-4)
+
+
+def test_native_is_bitwise_repeatable_with_any_number_of_threads(play, native_states):
+    again = play(physics="native", physics_options={"threads": 1})
+    for a, b in zip(native_states, again, strict=True):
+        for name in ("qpos", "qvel", "warmstart"):
+            np.testing.assert_array_equal(getattr(a.physics, name), getattr(b.physics, name))
+
+
+def test_native_hands_on_mujocos_warm_start(make_env, model, native_states, commands):
+    """One control step at a time from the very state and motor targets that the backend was given."""
+    begin = make_env(len(NAMES), auto_reset=False, task=TaskConfig()).begin_step
+    data = mujoco.MjData(model)
+    for before, after, target in zip(native_states, native_states[1:], commands, strict=False):
+        _, _, ctrl = begin(before, jnp.asarray(target, jnp.float32))
+        for env in range(3):
+            mujoco.mj_resetData(model, data)
+            data.qpos[:] = before.physics.qpos[env]
+            data.qvel[:] = before.physics.qvel[env]
+            data.qacc_warmstart[:] = before.physics.warmstart[env]
+            for motors in np.asarray(ctrl[env], np.float64):
+                data.ctrl[:] = motors
+                mujoco.mj_step(model, data)
+            np.testing.assert_allclose(after.physics.warmstart[env], data.qacc_warmstart, rtol=1e-4, atol=1e-5)

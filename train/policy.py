@@ -1,0 +1,84 @@
+"""A policy ready to run: a base policy alone, or the best checkpoint of a run on top of its base."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mjx_so101.env import PaperReturnEnv
+from mjx_so101.errors import ConfigError
+from policies.base import BasePolicy, make_base
+from policies.residual import Learner, Residual, layout_sizes
+from train import checkpoint
+from train.config import TrainConfig
+from train.loop import REPORT_SEED, saved_config
+from train.report import record_episodes
+from train.video import write_videos
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Policy:
+    """Base, residual and learner, with the configuration of the environment they belong to."""
+
+    name: str
+    config: TrainConfig
+    tolerances: tuple[float, ...]
+    base: BasePolicy
+    residual: Residual
+    learner: Learner
+
+    def environment(self, num_envs: int) -> PaperReturnEnv:
+        """An evaluation environment: full-length episodes, no automatic reset."""
+        return _environment(self.config, num_envs, self.tolerances)
+
+    def write_video(self, folder: Path, seed: int = REPORT_SEED, episodes: int = 9) -> list[Path]:
+        """Play episodes and write grid.mp4 and episode.mp4 into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        env = self.environment(episodes)
+        qpos, success = record_episodes(env, self.base, self.residual, self.learner, seed)
+        return write_videos(qpos, folder, large_episode=int(np.argmax(success)))
+
+
+def _environment(config: TrainConfig, num_envs: int, tolerances: tuple[float, ...]) -> PaperReturnEnv:
+    return PaperReturnEnv(
+        num_envs, config.physics, config.load_randomization(), config.scene_config(),
+        config.task_config(training=False, report_tolerances=tolerances), auto_reset=False,
+    )  # fmt: skip
+
+
+def load_policy(
+    run: Path | None,
+    base: str | None,
+    overrides: dict[str, Any] | None = None,
+    tolerances_mm: tuple[float, ...] = (5.0, 10.0, 20.0),
+) -> Policy:
+    """Load a run's best checkpoint, or a base policy alone (alpha 0). Give exactly one of `run` and `base`.
+
+    overrides: fields of TrainConfig to replace, such as randomization. Raises ConfigError or CheckpointError.
+    """
+    if (run is None) == (base is None):
+        raise ConfigError("give either --run DIR (a trained policy) or --base NAME (a base policy alone), not both.")
+    overrides = overrides or {}
+    tolerances = tuple(mm / 1000 for mm in tolerances_mm)
+    if run is None:
+        config = TrainConfig(**{"base": base, **overrides})
+        config = dataclasses.replace(config, residual=dataclasses.replace(config.residual, alpha=0.0))
+    else:
+        saved = saved_config(run)
+        # a run made elsewhere is evaluated with what this machine has
+        config = dataclasses.replace(saved, **{"physics": "auto", **overrides})
+    probe = _environment(config, 1, tolerances)
+    policy = make_base(config.base, probe.task)
+    residual = Residual(config.residual, policy.num_features)
+    learner = residual.init(jax.random.PRNGKey(0))
+    if run is not None:
+        path = Path(run) / "checkpoints" / "best"
+        meta = checkpoint.read_meta(path)
+        checkpoint.check_same(path, meta["layout"], layout_sizes(policy.num_features), "observation layout")
+        learner = checkpoint.restore(path, "learner", learner)
+    return Policy(str(run or base), config, tolerances, policy, residual, learner)

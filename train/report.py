@@ -1,0 +1,219 @@
+"""The report of a run: final numbers on unseen episodes, learning curve, videos, report.json and report.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from mjx_so101.env import PaperReturnEnv
+from mjx_so101.errors import ConfigError
+from policies.base import BasePolicy
+from policies.residual import Learner, Residual
+from train.evaluate import Evaluator
+from train.rollout import MEAN, NOISE, SAMPLE, Roller
+from train.video import write_videos
+
+_PACKAGES = ("mjx-so101", "jax", "jaxlib", "mujoco", "mujoco-mjx", "warp-lang", "brax", "flax", "optax", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that make the numbers."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def device() -> str:
+    """What JAX computes on, in words."""
+    first = jax.devices()[0]
+    return first.device_kind if first.platform != "cpu" else f"CPU, {_cores()} cores, {_cpu_name()}"
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0))
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def commit() -> str:
+    """Commit of the checkout that this code runs from, '-dirty' if changed; 'unknown' outside a checkout."""
+    folder = Path(__file__).resolve().parent
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=folder, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return result.stdout.strip()
+
+
+def provenance() -> dict[str, Any]:
+    """Command, commit, device and versions: what every recorded number carries."""
+    return {
+        "command": " ".join(["so101" if a.endswith(("so101", "cli.py")) else a for a in sys.argv[:1]] + sys.argv[1:]),
+        "commit": commit(),
+        "device": device(),
+        "versions": versions(),
+    }
+
+
+def compare_policies(
+    env: PaperReturnEnv, base: BasePolicy, residual: Residual, learner: Learner, episodes: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Summaries of base, mean action, sampled action, and base + noise as large as the mean residual, on the same
+    episodes."""
+    zero = Residual(dataclasses.replace(residual.config, alpha=0.0), base.num_features)
+    mean = Evaluator(env, base, residual, MEAN)(learner, episodes, seed).summary()
+    noise = mean["residual_rms"]
+    return {
+        "base": Evaluator(env, base, zero, MEAN)(learner, episodes, seed).summary(),
+        "mean": mean,
+        "sample": Evaluator(env, base, residual, SAMPLE)(learner, episodes, seed).summary(),
+        "noise": Evaluator(env, base, residual, NOISE, noise=noise)(learner, episodes, seed).summary(),
+    }
+
+
+def record_episodes(
+    env: PaperReturnEnv, base: BasePolicy, residual: Residual, learner: Learner, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """qpos [time, env, 9] of one mean-action episode per environment, and success [env] at the first tolerance."""
+    roller = Roller(env, base, residual, lambda pending, transition, result: result.last.physics.qpos, mode=MEAN)
+    carry = roller.start(jax.random.PRNGKey(seed))
+    carry, qpos = roller.roll(learner, carry, env.task.config.episode_steps)
+    return np.asarray(qpos), np.asarray(carry.state.succeeded[:, 1])
+
+
+def learning_curve(evaluations: list[dict[str, Any]], base: dict[str, Any], path: Path) -> None:
+    """Plot success at each tolerance over steps, with Wilson intervals and the base policy's rate dashed."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    steps = [e["steps"] for e in evaluations]
+    for i, tolerance in enumerate(base["success"]):
+        entries = [e["success"].get(tolerance) for e in evaluations]
+        if any(entry is None for entry in entries):
+            continue
+        color = f"C{i}"
+        axes.plot(steps, [e["rate"] for e in entries], color=color, marker="o", ms=3, label=f"within {tolerance} mm")
+        axes.fill_between(steps, [e["low"] for e in entries], [e["high"] for e in entries], color=color, alpha=0.15)
+        axes.axhline(base["success"][tolerance]["rate"], color=color, ls="--", lw=1)
+    axes.set(xlabel="control steps", ylabel="success rate (mean action)", ylim=(-0.02, 1.02))
+    axes.set_title("Selection episodes; dashed: base policy alone on the report episodes", fontsize=9)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Markdown table of summaries by name."""
+    tolerances = list(next(iter(results.values()))["success"])
+    head = ["policy", *(f"success {t} mm" for t in tolerances), "return", "distance mm", "yaw deg", "|residual| mrad"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, s in results.items():
+        rates = [f"{e['rate']:.1%} ({e['low']:.1%}-{e['high']:.1%})" for e in s["success"].values()]
+        rest = [f"{s['mean_return']:.2f}", f"{s['final_distance_mm']:.1f}", f"{s['final_yaw_deg']:.2f}"]
+        lines.append("| " + " | ".join([name, *rates, *rest, f"{1000 * s['mean_residual_rad']:.1f}"]) + " |")
+    return "\n".join(lines)
+
+
+def write_report(trainer, learner: Learner, finished: bool) -> dict[str, Any]:
+    """Evaluate the best learner on the report episodes and write report.json, report.md, curve and videos."""
+    from train.loop import REPORT_SEED
+
+    config, out, env = trainer.config, trainer.out, trainer.eval_env
+    results = compare_policies(env, trainer.base, trainer.residual, learner, config.report_episodes, REPORT_SEED)
+    learning_curve(trainer.evaluations, results["base"], out / "learning_curve.png")
+    videos = _videos(trainer, learner) if config.video else []
+    report = {
+        **provenance(),
+        "config": config.to_dict(),
+        "environment": env.describe(),
+        "finished": finished,
+        "steps": trainer.steps,
+        "seconds": {**trainer.seconds, "total": trainer.wall_seconds},
+        "steps_per_second": trainer.steps_per_second,
+        "peak_memory_bytes": peak_memory(),
+        "evaluations": trainer.evaluations,
+        "results": results,
+        "videos": [path.name for path in videos],
+    }
+    (out / "report.json").write_text(json.dumps(report, indent=2))
+    (out / "report.md").write_text(_markdown(report))
+    return report
+
+
+def _videos(trainer, learner: Learner) -> list[Path]:
+    from train.loop import REPORT_SEED
+
+    config = trainer.config
+    env = PaperReturnEnv(
+        9, config.physics, trainer.env.task.randomization, config.scene_config(), config.task_config(training=False),
+        auto_reset=False,
+    )  # fmt: skip
+    qpos, success = record_episodes(env, trainer.base, trainer.residual, learner, REPORT_SEED)
+    try:
+        return write_videos(qpos, trainer.out, large_episode=int(np.argmax(success)))
+    except ConfigError as error:
+        print(f"No videos: {error}")
+        return []
+
+
+def peak_memory() -> int | None:
+    """Peak bytes in use on the accelerator, or resident on the host when JAX runs on the CPU."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    config, env = report["config"], report["environment"]
+    spent = report["seconds"]
+    lines = [
+        f"# {config['base']} + residual under {env['randomization']['name']} ({env['sheet_friction']} sheet)",
+        "",
+        f"Command `{report['command']}`, commit {report['commit']}, {report['device']}, physics {env['physics']}.",
+        f"{report['steps']:,} control steps of {config['num_envs']} environments, "
+        f"{report['steps_per_second']:,.0f} steps/s; {spent['total']:.0f} s with compilation "
+        f"({spent['compile']:.0f} s) and evaluation ({spent['evaluation']:.0f} s)"
+        + ("." if report["finished"] else "; stopped early by a signal."),
+        "",
+        f"{config['report_episodes']} episodes of 400 steps, none of them used to choose the checkpoint; "
+        "95 % Wilson intervals. *noise* is the base policy plus white noise as large as the mean residual.",
+        "",
+        table(report["results"]),
+        "",
+        "![learning curve](learning_curve.png)",
+        *(f"\nVideo: [{name}]({name})" for name in report["videos"]),
+        "",
+    ]
+    return "\n".join(lines)
