@@ -11,7 +11,6 @@ sampled states, and a run with fewer than 0.5 per environment fails. So does one
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -27,9 +26,10 @@ import mujoco
 import numpy as np
 import tyro
 
+from bench.record import figure, write_record
 from mjx_so101 import ConfigError, HealthError, PaperReturnEnv, SceneConfig, SO101Error, TaskConfig
-from mjx_so101.physics import BACKENDS, default_backend
 from mjx_so101.errors import require_choice
+from mjx_so101.physics import BACKENDS, default_backend
 from policies.hand import HandConfig, approach_direction
 from policies.ik import reach_point
 from train.report import peak_memory, provenance
@@ -210,15 +210,9 @@ def main(config: FpsConfig) -> dict[str, Any]:
         rows += [measure(config, backend, n) for n in config.num_envs]
     best = max(rows, key=lambda r: r["env_steps_per_s"])
     kind = "cpu" if jax.default_backend() == "cpu" else "gpu"
-    record = {
-        "headline": [
-            {
-                "name": config.headline or f"{kind}_state_env_steps_per_s",
-                "value": best["env_steps_per_s"],
-                "unit": "control steps/s",
-            }
-        ],
-        **provenance(),
+    name = config.headline or f"{kind}_state_env_steps_per_s"
+    headline = [figure(name, best["env_steps_per_s"], "control steps/s")]
+    details = {
         "sheet_friction": config.sheet_friction,
         "randomization": config.randomization,
         "best": {"physics": best["physics"], "num_envs": best["num_envs"]},
@@ -226,10 +220,8 @@ def main(config: FpsConfig) -> dict[str, Any]:
     }
     print(table(rows))
     if config.out:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(record, indent=2) + "\n")
-        print(f"written: {config.out}")
-    return record
+        return write_record(config.out, headline, **details)
+    return {"headline": headline, **provenance(), **details}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """mjx_so101: the SO-101 paper-return task as thousands of parallel MJX environments."""
 
+from mjx_so101.render.gl import choose_gl
+
+choose_gl()
+
 from mjx_so101.env import PaperReturnEnv, StepResult
 from mjx_so101.errors import CheckpointError, ConfigError, HealthError, SO101Error
 from mjx_so101.geometry import SheetGeometry

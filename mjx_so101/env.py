@@ -19,7 +19,7 @@ from mjx_so101.params import Randomization, load_randomization
 from mjx_so101.physics import Physics, default_backend, make_physics
 from mjx_so101.physics.fields import ModelFields
 from mjx_so101.scene import SceneConfig, load_model
-from mjx_so101.task import Observation, PaperReturn, State, TaskConfig, check_starts
+from mjx_so101.task import Observation, PaperReturn, State, TaskConfig, check_home, check_starts
 
 
 @flax.struct.dataclass
@@ -81,6 +81,7 @@ class PaperReturnEnv:
             control_hz=self.scene.control_hz,
             substeps=self.scene.substeps,
         )
+        check_home(self.task)
         check_starts(self.task)
         self.fields = ModelFields(self.model)
         self._reset = jax.jit(jax.vmap(self.task.reset))
@@ -96,7 +97,7 @@ class PaperReturnEnv:
 
     def reset(self, seed: int | jax.Array = 0) -> State:
         """Start num_envs episodes. seed: an integer, or a key (uint32 [2]), or one key per env (uint32 [env, 2])."""
-        key = jax.random.PRNGKey(seed) if isinstance(seed, int) else seed
+        key = jax.random.PRNGKey(int(seed)) if np.ndim(seed) == 0 else jnp.asarray(seed)
         if key.ndim == 1:
             key = jax.random.split(key, self.num_envs)
         return self._reset(key)
@@ -110,7 +111,7 @@ class PaperReturnEnv:
 
         Called from the host, it refuses an action of wrong shape (ConfigError) and one with NaN or inf (HealthError).
         """
-        if isinstance(target, jax.core.Tracer):
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, target))):
             return self._traced_step(state, target)
         self.check_action(target)
         if self.jittable:
@@ -132,7 +133,7 @@ class PaperReturnEnv:
         """After physics: judge the step and, with auto_reset, start ended episodes anew."""
         last, verdict = jax.vmap(self.task.advance)(state, physics)
         result = StepResult(
-            reward=sum(verdict.terms.values()),
+            reward=sum(verdict.terms.values(), jnp.zeros(self.num_envs)),
             terms=verdict.terms,
             terminated=verdict.terminated,
             truncated=verdict.truncated,
@@ -186,7 +187,7 @@ class PaperReturnEnv:
         params = {f"params.{name}": value for name, value in vars(row.params).items()}
         np.savez(
             path, qpos=row.physics.qpos, qvel=row.physics.qvel, warmstart=row.physics.warmstart,
-            previous_target=row.target, action=np.asarray(target)[env], **params,
+            target=row.target, previous_target=row.previous_target, action=np.asarray(target)[env], **params,
         )  # fmt: skip
         raise HealthError(
             f"env {env}: {what} ({int(bad.sum())} of {self.num_envs} envs); replay saved to {path}. "

@@ -46,6 +46,7 @@ class SheetGeometry:
 
     @classmethod
     def from_scene(cls, scene: SceneConfig) -> SheetGeometry:
+        """The shapes of a scene."""
         inner, sheet = scene.goal_inner, scene.sheet_size
         return cls(scene.goal_center, (inner[0] / 2, inner[1] / 2), (sheet[0] / 2, sheet[1] / 2))
 

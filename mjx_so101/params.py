@@ -50,7 +50,7 @@ FIELDS: dict[str, Field] = {
     "sheet_position_noise": _field(0.0, "m", 0.0, 0.05, "standard deviation of the seen sheet position"),
     "sheet_yaw_noise": _field(0.0, "rad", 0.0, 0.5, "standard deviation of the seen sheet yaw"),
     "start_distance": _field(0.1, "m", 0.0, 0.3, "start distance of the sheet's centre from the goal"),
-    "start_direction": _field(0.0, "rad", -math.pi, math.pi, "direction of the start from the goal"),
+    "start_direction": _field(math.pi / 2, "rad", -math.pi, math.pi, "direction of the start from the goal"),
     "start_yaw": _field(0.0, "rad", -math.pi / 2, math.pi / 2, "start yaw of the sheet against the goal yaw"),
     "start_joint_offset": _field(0.0, "rad", -0.1, 0.1, "start of the five arm joints against home", size=5),
 }
@@ -201,6 +201,8 @@ def load_randomization(name_or_file: str | Path | Randomization) -> Randomizatio
         content = json.loads(raw) if path.suffix == ".json" else tomllib.loads(raw)
     except FileNotFoundError:
         raise ConfigError(f"randomization file {text!r} does not exist; presets are {', '.join(PRESETS)}.") from None
+    except OSError as error:
+        raise ConfigError(f"randomization file {text!r} cannot be read ({error}); give a readable file.") from None
     except ValueError as error:
         raise ConfigError(f"randomization file {text!r} is not valid {path.suffix[1:].upper()}: {error}.") from None
     if not isinstance(content, dict):

@@ -68,8 +68,12 @@ class SceneConfig:
     def __post_init__(self) -> None:
         require_choice("sheet_friction", self.sheet_friction, SHEET_FRICTIONS)
         for name in ("control_hz", "substeps", "solver_iterations", "line_search_iterations", "sheet_mass"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be greater than 0.")
+            value = getattr(self, name)
+            if not (np.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} is {value}; it must be finite and greater than 0.")
+        for name in ("substeps", "solver_iterations", "line_search_iterations"):
+            if getattr(self, name) != int(getattr(self, name)):
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a whole number.")
 
     def with_acceleration_sensors(self) -> SceneConfig:
         """The same scene with `acceleration_sensors` on."""

@@ -19,6 +19,7 @@ from mjx_so101.errors import ConfigError
 from mjx_so101.geometry import SheetGeometry
 from mjx_so101.kinematics import ArmKinematics
 from mjx_so101.params import MAX_LATENCY, EnvParams, Randomization
+from mjx_so101.scene import JOINTS
 
 _CANDIDATES = 16  # start poses tried per reset; each preset accepts more than half
 
@@ -58,8 +59,11 @@ class TaskConfig:
                 raise ConfigError(f"{name} is {value}; it must be finite and greater than 0.")
         if not self.report_tolerances or not all(math.isfinite(t) and t > 0 for t in self.report_tolerances):
             raise ConfigError(f"report_tolerances is {self.report_tolerances}; give lengths (m) greater than 0.")
-        if len(self.home) != 6:
-            raise ConfigError(f"home has {len(self.home)} values; give one angle (rad) for each of the 6 joints.")
+        for name in ("progress_weight", "time_cost", "success_bonus", "invalid_cost"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be finite.")
+        if len(self.home) != 6 or not all(map(math.isfinite, self.home)):
+            raise ConfigError(f"home is {self.home}; give one finite angle (rad) for each of the 6 joints.")
 
     @property
     def tolerances(self) -> tuple[float, ...]:
@@ -182,14 +186,14 @@ class PaperReturn:
         fields = ("start_distance", "start_direction", "start_yaw")
         keys = jax.random.split(key, len(fields))
         drawn = {n: self.randomization.draw(n, k, (_CANDIDATES,)) for n, k in zip(fields, keys, strict=True)}
-        candidates = jax.vmap(lambda d, a, y: params.replace(start_distance=d, start_direction=a, start_yaw=y))(
-            *(drawn[name] for name in fields)
-        )
+        candidates = jax.vmap(
+            lambda d, a, y: dataclasses.replace(params, start_distance=d, start_direction=a, start_yaw=y)
+        )(*(drawn[name] for name in fields))
         valid = jax.vmap(lambda p: self.start_valid(self.start_pose(p)))(candidates)
         chosen = {name: drawn[name][jnp.argmax(valid)] for name in fields}
         nearest = self.randomization.range("start_distance")[0]
         chosen["start_distance"] = jnp.where(jnp.any(valid), chosen["start_distance"], nearest)
-        return params.replace(**chosen)
+        return dataclasses.replace(params, **chosen)
 
     # -- one control step ----------------------------------------------------------------------------------------
     def command(self, state: State, target: jax.Array) -> tuple[State, jax.Array]:
@@ -204,13 +208,14 @@ class PaperReturn:
         now = state.target + (target - state.target) * time
         before = state.previous_target + (state.target - state.previous_target) * (1 + time)
         motor = jnp.where(time >= 0, now, before) - state.params.joint_bias
-        return state.replace(target=target, previous_target=state.target), motor
+        return dataclasses.replace(state, target=target, previous_target=state.target), motor
 
     def advance(self, state: State, physics: PhysicsState) -> tuple[State, Verdict]:
         """Take in the state after physics: sense, count holds, reward, and say whether the episode ends."""
         key, key_sense = jax.random.split(state.key)
         finite = jnp.all(jnp.isfinite(physics.qpos)) & jnp.all(jnp.isfinite(physics.qvel))
-        physics = physics.replace(
+        physics = dataclasses.replace(
+            physics,
             **{n: jnp.where(finite, getattr(physics, n), getattr(state.physics, n)) for n in ("qpos", "qvel")},
             warmstart=jnp.where(finite, physics.warmstart, 0.0),
         )
@@ -232,7 +237,8 @@ class PaperReturn:
             success=success,
             invalid=invalid,
         )
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             physics=physics,
             sheet_history=history,
             seen_sheet=seen,
@@ -280,6 +286,15 @@ class PaperReturn:
         return scale * jax.random.normal(key, (3,))
 
 
+def check_home(task: PaperReturn) -> None:
+    """Raise ConfigError if the home pose lies outside the joint limits."""
+    for name, angle, low, high in zip(
+        JOINTS, task.config.home, task.kinematics.lower, task.kinematics.upper, strict=True
+    ):
+        if not low - 1e-3 <= angle <= high + 1e-3:
+            raise ConfigError(f"home of {name} is {angle} rad, outside its limits [{low:.4f}, {high:.4f}].")
+
+
 def check_starts(task: PaperReturn) -> None:
     """Raise ConfigError if the start ranges hold poses that no reset could make reachable or that are solved."""
     key = jax.random.PRNGKey(0)
@@ -291,7 +306,7 @@ def check_starts(task: PaperReturn) -> None:
         radius = jnp.full(count, low) if distance is None else jax.random.uniform(k1, (count,), minval=low, maxval=high)
         params = jax.vmap(task.randomization.sample)(jax.random.split(k3, count))
         direction = task.randomization.draw("start_direction", k2, (count,))
-        return jax.vmap(task.start_pose)(params.replace(start_distance=radius, start_direction=direction))
+        return jax.vmap(task.start_pose)(dataclasses.replace(params, start_distance=radius, start_direction=direction))
 
     nearest = np.asarray(jax.vmap(task.start_valid)(poses(None)))
     if not nearest.all():

@@ -10,7 +10,17 @@ from mjx_so101.geometry import LEVER, cross, rotate
 from mjx_so101.task import Observation
 from policies.base import ScriptedPolicy
 from policies.hand import (
-    DRAG, HOVER, LIFT, NUM_PHASES, PRESS, REST, HandConfig, grab_candidates, limited, reach_penalty, target_towards,
+    DRAG,
+    HOVER,
+    LIFT,
+    NUM_PHASES,
+    PRESS,
+    REST,
+    HandConfig,
+    grab_candidates,
+    limited,
+    reach_penalty,
+    target_towards,
 )  # fmt: skip
 
 GRIP_SHUT = -0.1745

@@ -13,7 +13,17 @@ from mjx_so101.kinematics import ArmKinematics
 from mjx_so101.task import Observation
 from policies.base import ScriptedPolicy
 from policies.hand import (
-    DRAG, HOVER, LIFT, NUM_PHASES, PRESS, REST, HandConfig, grab_candidates, limited, reach_penalty, target_towards,
+    DRAG,
+    HOVER,
+    LIFT,
+    NUM_PHASES,
+    PRESS,
+    REST,
+    HandConfig,
+    grab_candidates,
+    limited,
+    reach_penalty,
+    target_towards,
 )  # fmt: skip
 from policies.jacobian import GRIP_SHUT
 

@@ -15,6 +15,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from brax.training.acme import running_statistics, specs
 from brax.training.agents.ppo import networks as ppo_networks
 
@@ -129,7 +130,7 @@ class ResidualConfig:
     """Largest correction of a joint target (rad) at alpha = 1."""
     hidden: tuple[int, ...] = (128, 128)
     """Hidden layers of actor and critic, tanh."""
-    initial_std: float = 0.3
+    initial_std: float = 0.2
     """Standard deviation of r at the start."""
 
     def __post_init__(self) -> None:
@@ -178,11 +179,13 @@ class Residual:
         """Fresh parameters; the mean residual is zero for every input."""
         key_policy, key_value = jax.random.split(key)
         shapes = {name: specs.Array((size,), jnp.dtype("float32")) for name, size in self.sizes.items()}
-        return Learner(
+        learner = Learner(
             policy=self._networks.policy_network.init(key_policy),
             value=self._networks.value_network.init(key_value),
             normalizer=running_statistics.init_state(shapes),
         )
+        # through NumPy, because weakly typed leaves would make every jitted function compile twice
+        return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), learner)
 
     def logits(self, learner: Learner, vectors: dict[str, jax.Array]):
         """Parameters of the action distribution for vectors {'state': [..., size], ...}."""
@@ -192,9 +195,15 @@ class Residual:
         """Value estimate [...] from vectors['privileged_state']."""
         return self._networks.value_network.apply(learner.normalizer, learner.value, vectors)
 
-    def blend(self, base_target: jax.Array, r: jax.Array) -> jax.Array:
-        """Corrected joint target (rad), before the clip to the joint limits that every target gets."""
-        return base_target + self.config.alpha * self.config.residual_scale * r
+    @property
+    def authority(self) -> float:
+        """Correction of a joint target at r = 1: alpha * residual_scale, rad."""
+        return self.config.alpha * self.config.residual_scale
+
+
+def blend(base_target: jax.Array, r: jax.Array, authority: float | jax.Array) -> jax.Array:
+    """Corrected joint target (rad), before the clip to the joint limits that every target gets."""
+    return base_target + authority * r
 
 
 def _normalize(batch: jax.Array, statistics) -> jax.Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,10 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(f"  {name:8}  {text}" for name, text in COMMANDS.items()))
         return
     set_caches()
-    from mjx_so101.render.mujoco import choose_gl
-
-    if arguments[0] != "play" or not os.environ.get("DISPLAY"):
-        choose_gl()
     from mjx_so101.errors import SO101Error, require_choice
 
     run = {"train": _train, "eval": _eval, "compare": _compare, "play": _play, "doctor": _doctor}
@@ -189,7 +184,7 @@ def _action(name: str) -> str:
     return require_choice("action", name, ("mean", "sample"))
 
 
-# -- compare, play, doctor -----------------------------------------------------------------------------------------------
+# -- compare, play, doctor ---------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class CompareFlags:
     """Flags of `so101 compare`."""

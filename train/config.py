@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
@@ -32,7 +32,7 @@ class TrainConfig:
     """How the sheet rubs on the table: 'dry' or 'viscous'."""
     num_envs: int = 256
     """Environments that train in parallel."""
-    steps: int = 3_000_000
+    steps: int = 2_500_000
     """Control steps to train for, over all environments."""
     seed: int = 0
     episode_steps: int = 200
@@ -41,7 +41,7 @@ class TrainConfig:
     """Success tolerance (m) that training rewards."""
     stop_at_success: float = 1.0
     """Stop early once this success rate is reached on the selection episodes (at the training tolerance)."""
-    eval_every: float = 0.1
+    eval_every: float = 0.125
     """Evaluate and checkpoint each time this share of the steps is done."""
     eval_episodes: int = 128
     """Episodes on which the best checkpoint is chosen."""
@@ -111,18 +111,22 @@ def _build(kind, values: dict[str, Any]):
     known = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise ConfigError(f"unknown field(s) {', '.join(unknown)} of {kind.__name__}; valid: {', '.join(sorted(known))}.")
+        raise ConfigError(
+            f"unknown field(s) {', '.join(unknown)} of {kind.__name__}; valid: {', '.join(sorted(known))}."
+        )
     return kind(**values)
 
 
 PRESETS: dict[str, TrainConfig] = {
     "cpu": TrainConfig(),
     "gpu": TrainConfig(
-        num_envs=8192,
-        steps=60_000_000,
+        num_envs=4096,
+        steps=12_000_000,
+        eval_every=0.125,
         eval_episodes=1024,
         report_episodes=1024,
-        ppo=PPOConfig(unroll=32, minibatches=32),
+        stop_at_success=0.998,
+        residual=ResidualConfig(initial_std=0.3),
+        ppo=PPOConfig(unroll=16, minibatches=16, learning_rate=6e-4),
     ),
 }
-PresetName = Literal["cpu", "gpu"]

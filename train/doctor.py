@@ -35,7 +35,9 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from check()
     except Exception as error:
-        yield Finding(check.__name__.strip("_"), f"{type(error).__name__}: {error}", "reinstall: make clean && make test")
+        yield Finding(
+            check.__name__.strip("_"), f"{type(error).__name__}: {error}", "reinstall: make clean && make test"
+        )
 
 
 def _versions() -> Iterator[Finding]:
@@ -68,7 +70,9 @@ def _memory() -> Iterator[Finding]:
     if jax.default_backend() == "gpu":
         yield Finding("GPU memory", f"JAX takes {fraction} of it at the start (preallocate={preallocate})")
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    yield Finding("memory", f"{free:.1f} GiB free", "close other programs: training needs about 3 GiB" if free < 3 else "")
+    yield Finding(
+        "memory", f"{free:.1f} GiB free", "close other programs: training needs about 3 GiB" if free < 3 else ""
+    )
 
 
 def _caches() -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from typing import Any
@@ -72,20 +73,25 @@ class Evaluator:
         if env.auto_reset:
             raise ConfigError("evaluation needs PaperReturnEnv(..., auto_reset=False): episodes run full length.")
         self.env = env
-        authority = residual.config.alpha * residual.config.residual_scale
 
         def keep(pending, transition, result):
             del transition
             task_reward = sum(v for k, v in result.terms.items() if not k.startswith("residual_"))
             return {
                 "reward": jnp.where(result.last.succeeded[:, 0] & ~result.success, 0.0, task_reward),
-                "residual": authority * jnp.mean(jnp.abs(pending.residual), -1),
+                "residual": jnp.mean(jnp.abs(pending.residual), -1),
                 "square": jnp.mean(pending.residual**2, -1),
                 "nonfinite": result.last.nonfinite,
                 "overflow": result.last.physics.overflow != 0,
             }
 
         self._roller = Roller(env, base, residual, keep, mode=mode, noise=noise)
+
+    def variant(self, mode: str, noise: float = 0.0) -> Evaluator:
+        """The same evaluator in another mode; what is compiled is shared."""
+        other = copy.copy(self)
+        other._roller = self._roller.variant(mode, noise)
+        return other
 
     def __call__(self, learner: Learner, episodes: int, seed: int) -> Episodes:
         """Run `episodes` episodes; episode i is the same whatever the batch size, for the same seed and backend."""
@@ -104,7 +110,7 @@ class Evaluator:
         return Episodes(
             **final,
             total_reward=kept["reward"].sum(0),
-            residual=kept["residual"].mean(0),
+            residual=self._roller.mix.authority * kept["residual"].mean(0),
             residual_rms=np.sqrt(kept["square"].mean(0)),
             nonfinite=kept["nonfinite"].any(0),
             overflow=kept["overflow"].any(0),

@@ -27,7 +27,10 @@ class PPOConfig:
     """Control steps of each environment between updates."""
     epochs: int = 4
     minibatches: int = 8
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
+    """At the start; it falls linearly ..."""
+    final_learning_rate: float = 1e-4
+    """... to this one at the end of the run."""
     discount: float = 0.99
     gae_lambda: float = 0.95
     clip: float = 0.2
@@ -43,7 +46,7 @@ class PPOConfig:
         for name in ("unroll", "epochs", "minibatches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("learning_rate", "clip", "max_grad_norm"):
+        for name in ("learning_rate", "final_learning_rate", "clip", "max_grad_norm"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be finite and greater than 0.")
         for name in ("discount", "gae_lambda"):
@@ -65,14 +68,13 @@ class Batch:
 class PPO:
     """The learner's side: optimizer and jitted update for a `Residual`."""
 
-    def __init__(self, config: PPOConfig, residual: Residual):
+    def __init__(self, config: PPOConfig, residual: Residual, updates: int):
+        """updates: calls of `update` in the whole run, over which the learning rate falls."""
         self.config, self.residual = config, residual
-        self.optimizer = optax.chain(
-            optax.clip_by_global_norm(config.max_grad_norm), optax.adam(config.learning_rate)
-        )
-        self._gradient_step = gradients.gradient_update_fn(
-            self.loss, self.optimizer, pmap_axis_name=None, has_aux=True
-        )
+        steps = updates * config.epochs * config.minibatches
+        rate = optax.linear_schedule(config.learning_rate, config.final_learning_rate, steps)
+        self.optimizer = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate))
+        self._gradient_step = gradients.gradient_update_fn(self.loss, self.optimizer, pmap_axis_name=None, has_aux=True)
         self.update = jax.jit(self._update)
 
     def init(self, learner: Learner) -> optax.OptState:

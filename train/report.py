@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -23,7 +22,7 @@ from mjx_so101.errors import ConfigError
 from policies.base import BasePolicy
 from policies.residual import Learner, Residual
 from train.evaluate import Evaluator
-from train.rollout import MEAN, NOISE, SAMPLE, Roller
+from train.rollout import BASE, MEAN, NOISE, SAMPLE, Roller
 from train.video import write_videos
 
 _PACKAGES = ("mjx-so101", "jax", "jaxlib", "mujoco", "mujoco-mjx", "warp-lang", "brax", "flax", "optax", "numpy")
@@ -85,20 +84,15 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def compare_policies(
-    env: PaperReturnEnv, base: BasePolicy, residual: Residual, learner: Learner, episodes: int, seed: int
-) -> dict[str, dict[str, Any]]:
+def compare_policies(evaluator: Evaluator, learner: Learner, episodes: int, seed: int) -> dict[str, dict[str, Any]]:
     """Summaries of base, mean action, sampled action, and base + noise as large as the mean residual, on the same
     episodes."""
-    zero = Residual(dataclasses.replace(residual.config, alpha=0.0), base.num_features)
-    mean = Evaluator(env, base, residual, MEAN)(learner, episodes, seed).summary()
-    noise = mean["residual_rms"]
-    return {
-        "base": Evaluator(env, base, zero, MEAN)(learner, episodes, seed).summary(),
-        "mean": mean,
-        "sample": Evaluator(env, base, residual, SAMPLE)(learner, episodes, seed).summary(),
-        "noise": Evaluator(env, base, residual, NOISE, noise=noise)(learner, episodes, seed).summary(),
+    mean = evaluator.variant(MEAN)(learner, episodes, seed).summary()
+    others = {
+        name: evaluator.variant(name, mean["residual_rms"])(learner, episodes, seed).summary()
+        for name in (BASE, SAMPLE, NOISE)
     }
+    return {BASE: others[BASE], MEAN: mean, SAMPLE: others[SAMPLE], NOISE: others[NOISE]}
 
 
 def record_episodes(
@@ -148,7 +142,7 @@ def write_report(trainer, learner: Learner, finished: bool) -> dict[str, Any]:
     from train.loop import REPORT_SEED
 
     config, out, env = trainer.config, trainer.out, trainer.eval_env
-    results = compare_policies(env, trainer.base, trainer.residual, learner, config.report_episodes, REPORT_SEED)
+    results = compare_policies(trainer.evaluator, learner, config.report_episodes, REPORT_SEED)
     learning_curve(trainer.evaluations, results["base"], out / "learning_curve.png")
     videos = _videos(trainer, learner) if config.video else []
     report = {

@@ -6,6 +6,7 @@ one scan; on `native` a host loop alternates physics with the same jitted halves
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,12 +16,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from mjx_so101.env import PaperReturnEnv, StepResult
+from mjx_so101.errors import require_choice
 from mjx_so101.task import State
 from policies.base import BasePolicy
-from policies.residual import Learner, Residual, actor_vector, critic_vector
+from policies.residual import Learner, Residual, actor_vector, blend, critic_vector
 
-MEAN, SAMPLE, NOISE = "mean", "sample", "noise"
-"""How r is chosen: the mean, a sample, or (a control) zero-mean noise as large as a given residual."""
+MEAN, SAMPLE, NOISE, BASE = "mean", "sample", "noise", "base"
+"""How r is chosen: the mean, a sample, as a control white noise as large as a given residual, or not at all."""
+
+
+class Mix(NamedTuple):
+    """The same choice as numbers, so that one compiled rollout serves them all."""
+
+    mean: float
+    sample: float  # times the policy's own deviation from its mean
+    noise: float  # standard deviation of white noise
+    authority: float  # rad, correction of a joint target at r = 1
+
+    @classmethod
+    def of(cls, mode: str, authority: float, noise: float = 0.0) -> Mix:
+        """The numbers of a mode by name."""
+        require_choice("mode", mode, (MEAN, SAMPLE, NOISE, BASE))
+        return {
+            MEAN: cls(1.0, 0.0, 0.0, authority),
+            SAMPLE: cls(1.0, 1.0, 0.0, authority),
+            NOISE: cls(0.0, 0.0, noise, authority),
+            BASE: cls(1.0, 0.0, 0.0, 0.0),
+        }[mode]
 
 
 @flax.struct.dataclass
@@ -76,15 +98,22 @@ class Roller:
         discount: float = 0.99,
         noise: float = 0.0,
     ):
-        """keep: what to keep of each step, a pytree. mode: 'mean', 'sample' or 'noise' (`noise` is then the standard
-        deviation of r)."""
+        """keep: what to keep of each step, a pytree. mode: 'mean', 'sample', 'base' or 'noise' (`noise` is then the
+        standard deviation of r)."""
         self.env, self.base, self.residual, self.keep = env, base, residual, keep
-        self.mode, self.costs, self.discount, self.noise = mode, costs or ResidualCosts(), discount, noise
+        self.costs, self.discount = costs or ResidualCosts(), discount
+        self.mix = Mix.of(mode, residual.authority, noise)
         self._act = jax.jit(self.act)
         self._last = jax.jit(self._settle_and_keep)
         self._between = jax.jit(self._settle_and_act)
         self._scan = jax.jit(self._scan_steps, static_argnames="steps")
         self.value_vectors = jax.jit(self._value_vectors)
+
+    def variant(self, mode: str, noise: float = 0.0) -> Roller:
+        """The same roller in another mode; what is compiled is shared."""
+        other = copy.copy(self)
+        other.mix = Mix.of(mode, self.residual.authority, noise)
+        return other
 
     def start(self, key: jax.Array, episode_keys: jax.Array | None = None) -> Carry:
         """First carry. episode_keys: uint32 [env, 2], one per environment; default drawn from `key`."""
@@ -94,7 +123,7 @@ class Roller:
         return Carry(state=state, base=self.base.init(n), last_residual=jnp.zeros((n, 6)), key=key)
 
     # -- the two halves of a control step --------------------------------------------------------------------------
-    def act(self, learner: Learner, carry: Carry) -> Pending:
+    def act(self, learner: Learner, carry: Carry, mix: Mix) -> Pending:
         """Observe, ask the base policy, add the residual; gives what physics needs."""
         task = self.env.task
         key, key_base, key_residual = jax.random.split(carry.key, 3)
@@ -107,19 +136,18 @@ class Roller:
             "state": jax.vmap(lambda *x: actor_vector(task, *x))(seen, base_target, features, last),
             "privileged_state": jax.vmap(lambda *x: critic_vector(task, *x))(carry.state, features),
         }
-        raw = self._raw_residual(learner, vectors, key_residual)
+        raw = self._raw_residual(learner, vectors, key_residual, mix)
         r = jnp.clip(raw, -1.0, 1.0)
-        state, fields, ctrl = self.env.begin_step(carry.state, self.residual.blend(base_target, r))
+        state, fields, ctrl = self.env.begin_step(carry.state, blend(base_target, r, mix.authority))
         carry = Carry(state=state, base=base_carry, last_residual=last, key=key)
         return Pending(carry, fields, ctrl, vectors, raw, r, base_target)
 
-    def _raw_residual(self, learner: Learner, vectors: dict[str, jax.Array], key: jax.Array) -> jax.Array:
-        if self.mode == NOISE:
-            return self.noise * jax.random.normal(key, (self.env.num_envs, 6))
+    def _raw_residual(self, learner: Learner, vectors: dict[str, jax.Array], key: jax.Array, mix: Mix) -> jax.Array:
+        key_sample, key_noise = jax.random.split(key)
         logits = self.residual.logits(learner, vectors)
-        if self.mode == MEAN:
-            return self.residual.distribution.mode(logits)
-        return self.residual.distribution.sample_no_postprocessing(logits, key)
+        mean = self.residual.distribution.mode(logits)
+        deviation = self.residual.distribution.sample_no_postprocessing(logits, key_sample) - mean
+        return mix.mean * mean + mix.sample * deviation + mix.noise * jax.random.normal(key_noise, mean.shape)
 
     def settle(self, learner: Learner, pending: Pending, physics) -> tuple[Carry, Transition, StepResult]:
         """Take in the state after physics: reward, bootstrap of time-outs, automatic reset."""
@@ -130,7 +158,7 @@ class Roller:
             "residual_size": -self.costs.size * jnp.sum(pending.residual**2, -1),
             "residual_change": -self.costs.change * jnp.sum(change**2, -1),
         }
-        result = result.replace(terms=terms, reward=sum(terms.values()))
+        result = result.replace(terms=terms, reward=sum(terms.values(), jnp.zeros(self.env.num_envs)))
         features = self.base.features(pending.carry.base)
         terminal = jax.vmap(lambda s, f: critic_vector(self.env.task, s, f))(result.last, features)
         out_of_time = result.truncated & ~result.terminated
@@ -149,27 +177,29 @@ class Roller:
     def roll(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
         """`steps` control steps; gives the new carry and what `keep` kept of each step, stacked over time."""
         if self.env.jittable:
-            return self._scan(learner, carry, steps=steps)
+            return self._scan(learner, carry, self.mix, steps=steps)
         kept = []
-        pending = self._act(learner, carry)
+        pending = self._act(learner, carry, self.mix)
         for t in range(steps):
             physics = self.env.physics.step(pending.carry.state.physics, pending.fields, pending.ctrl)
-            step = self._between if t + 1 < steps else self._last
-            pending, keep = step(learner, pending, physics)
+            if t + 1 < steps:
+                pending, keep = self._between(learner, pending, physics, self.mix)
+            else:
+                carry, keep = self._last(learner, pending, physics)
             kept.append(keep)
-        return pending, jax.tree.map(lambda *rows: np.stack([np.asarray(row) for row in rows]), *kept)
+        return carry, jax.tree.map(lambda *rows: np.stack([np.asarray(row) for row in rows]), *kept)
 
     def _settle_and_keep(self, learner: Learner, pending: Pending, physics) -> tuple[Carry, Any]:
         carry, transition, result = self.settle(learner, pending, physics)
         return carry, self.keep(pending, transition, result)
 
-    def _settle_and_act(self, learner: Learner, pending: Pending, physics) -> tuple[Pending, Any]:
+    def _settle_and_act(self, learner: Learner, pending: Pending, physics, mix: Mix) -> tuple[Pending, Any]:
         carry, keep = self._settle_and_keep(learner, pending, physics)
-        return self.act(learner, carry), keep
+        return self.act(learner, carry, mix), keep
 
-    def _scan_steps(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
+    def _scan_steps(self, learner: Learner, carry: Carry, mix: Mix, steps: int) -> tuple[Carry, Any]:
         def step(carry, _):
-            pending = self.act(learner, carry)
+            pending = self.act(learner, carry, mix)
             physics = self.env.physics.step(pending.carry.state.physics, pending.fields, pending.ctrl)
             return self._settle_and_keep(learner, pending, physics)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import mujoco
 from mujoco import mjx
+from mujoco.mjx._src import derivative
 
+from mjx_so101.errors import ConfigError
 from mjx_so101.task import PhysicsState
 
 _CONTACTS_PER_ENV = 8  # two fingertips on sheet and table make 4
@@ -30,6 +34,12 @@ class MjxPhysics:
         constraints_per_env: int = _CONSTRAINTS_PER_ENV,
     ):
         """contacts_per_env and constraints_per_env size the shared contact and per-env constraint buffers (warp)."""
+        for what, size in (("contacts_per_env", contacts_per_env), ("constraints_per_env", constraints_per_env)):
+            if size < 1:
+                raise ConfigError(
+                    f"{what} is {size}; it must be at least 1 ({_CONTACTS_PER_ENV} contacts and "
+                    f"{_CONSTRAINTS_PER_ENV} constraints are enough for this scene)."
+                )
         self.name = impl
         self.num_envs = num_envs
         self._model = mjx.put_model(model, impl=impl)
@@ -43,7 +53,7 @@ class MjxPhysics:
     def step(self, state: PhysicsState, fields: dict[str, jax.Array], ctrl: jax.Array) -> PhysicsState:
         """See `Physics.step`; jittable."""
         axes = jax.tree.map(lambda _: None, self._model)
-        axes = axes.tree_replace({name: 0 for name in fields})
+        axes = axes.tree_replace(dict.fromkeys(fields, 0))
         model = self._model.tree_replace(fields)
         empty = mjx.make_data(self._mj_model, impl=self.name, **self._sizes)
 
@@ -56,6 +66,10 @@ class MjxPhysics:
             return (data, overflow | self._overflow(data)), None
 
         data = jax.vmap(begin)(state.qpos, state.qvel, state.warmstart)
+        with _clamped_motor_damping() if self.name == "jax" else contextlib.nullcontext():
+            return self._substeps(substep, data, ctrl)
+
+    def _substeps(self, substep, data: mjx.Data, ctrl: jax.Array) -> PhysicsState:
         start = (data, jnp.zeros(ctrl.shape[0], jnp.int32))
         (data, overflow), _ = jax.lax.scan(substep, start, jnp.swapaxes(ctrl, 0, 1))
         return PhysicsState(qpos=data.qpos, qvel=data.qvel, warmstart=data.qacc_warmstart, overflow=overflow)
@@ -64,3 +78,26 @@ class MjxPhysics:
         if self.name != "warp":
             return jnp.zeros(data.qpos.shape[0], jnp.int32)
         return (data._impl.overflow & ~_LIMITS_REACHED).reshape(-1).astype(jnp.int32)
+
+
+@contextlib.contextmanager
+def _clamped_motor_damping():
+    """While impl='jax' is traced, leave the damping of motors at their force limit out of the implicit derivative.
+
+    MJX keeps it (mujoco/mjx/_src/derivative.py, 3.17), MuJoCo C and mujoco_warp (PR #1149) do not; these stiff motors
+    are at their limit most of the time, and the arm would end up to 0.1 rad off.
+    """
+    original = derivative.deriv_smooth_vel
+
+    def deriv_smooth_vel(model, data):
+        limits = model.actuator_forcerange
+        free = (data.actuator_force > limits[:, 0]) & (data.actuator_force < limits[:, 1])
+        moment = data._impl.actuator_moment
+        damping = model.actuator_biasprm[:, 2] * free
+        return moment.T @ (moment * damping[:, None]) - jnp.diag(model.dof_damping)
+
+    derivative.deriv_smooth_vel = deriv_smooth_vel
+    try:
+        yield
+    finally:
+        derivative.deriv_smooth_vel = original

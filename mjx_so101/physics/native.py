@@ -14,8 +14,6 @@ from mjx_so101.errors import ConfigError
 from mjx_so101.scene import ARM_BODIES
 from mjx_so101.task import PhysicsState
 
-_OVERFLOW_WARNINGS = (mujoco.mjtWarning.mjWARN_CONTACTFULL, mujoco.mjtWarning.mjWARN_CNSTRFULL)
-
 
 class NativePhysics:
     """A pool of threads over one MjModel per environment (each may have its own fields)."""
@@ -31,10 +29,15 @@ class NativePhysics:
             raise ConfigError("the native backend needs load_model(SceneConfig(acceleration_sensors=True)).") from None
         self._spin_sensors = [model.sensor(f"spin_{name}").adr[0] for name in (*ARM_BODIES, "paper")]
         self._slide_sensor = model.sensor("slide_paper").adr[0]
-        threads = min(threads or len(os.sched_getaffinity(0)), num_envs)
+        if threads is None:
+            threads = len(os.sched_getaffinity(0))
+        if threads < 1:
+            raise ConfigError(f"threads is {threads}; it must be at least 1 (default: one per CPU core).")
+        threads = min(threads, num_envs)
         self.num_envs = num_envs
         model = copy.copy(model)
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET  # a NaN must be seen, not silently reset
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND  # as in MJX; a third faster for this small model
         self._models = [copy.copy(model) for _ in range(num_envs)]
         self._data = [mujoco.MjData(model) for _ in range(threads)]
         self._pool = rollout.Rollout(nthread=threads)
@@ -42,6 +45,7 @@ class NativePhysics:
         size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS.value)
         self._initial = np.zeros((num_envs, size))
         self._nq = model.nq
+        self._timestep = model.opt.timestep
 
     def step(self, state: PhysicsState, fields: dict[str, jax.Array], ctrl: jax.Array) -> PhysicsState:
         """See `Physics.step`. Runs on the host; arrays may be JAX or NumPy."""
@@ -51,11 +55,10 @@ class NativePhysics:
         self._initial[:, 1 + nq : 1 + 2 * nq] = state.qvel
         warmstart = np.asarray(state.warmstart, np.float64)
         ctrl = np.asarray(ctrl, np.float64)
-        before = self._warnings()
         states, sensors = self._pool.rollout(self._models, self._data, self._initial, ctrl, initial_warmstart=warmstart)
-        overflow = np.zeros(self.num_envs, np.int32)
-        if self._warnings() != before:
-            overflow = self._find_overflow(warmstart, ctrl)
+        # rollout stops an environment at a warning, so its clock stands still; what is not NaN there is a full buffer
+        stopped = states[:, -1, 0] < (ctrl.shape[1] - 0.5) * self._timestep
+        overflow = (stopped & np.isfinite(states[:, -1]).all(1)).astype(np.int32)
         last = states[:, -1].astype(np.float32)
         return PhysicsState(
             qpos=last[:, 1 : 1 + nq],
@@ -85,17 +88,3 @@ class NativePhysics:
         relative = np.diff(arm, axis=1, prepend=0.0)
         slide = sensors[:, self._slide_sensor : self._slide_sensor + 2]
         return np.concatenate([(relative * axis).sum(-1), slide, spin[:, 6, 2:]], axis=1)
-
-    def _warnings(self) -> list[int]:
-        return [int(data.warning[w].number) for data in self._data for w in _OVERFLOW_WARNINGS]
-
-    def _find_overflow(self, warmstart: np.ndarray, ctrl: np.ndarray) -> np.ndarray:
-        """Repeat the step one environment at a time to name those whose buffers overflow."""
-        flags = np.zeros(self.num_envs, np.int32)
-        for i in range(self.num_envs):
-            before = self._warnings()
-            self._pool.rollout(
-                self._models[i], self._data, self._initial[i], ctrl[i], initial_warmstart=warmstart[i]
-            )
-            flags[i] = self._warnings() != before
-        return flags

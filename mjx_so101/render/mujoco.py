@@ -3,29 +3,10 @@
 from __future__ import annotations
 
 import copy
-import ctypes.util
-import os
-import sys
 
 import numpy as np
 
 from mjx_so101.errors import ConfigError
-
-
-def choose_gl() -> str | None:
-    """Set MUJOCO_GL, if unset, to what this machine has: 'egl', then 'osmesa'. Call before mujoco is imported.
-
-    Returns the choice, or None if there is neither library; then pictures need another renderer.
-    """
-    given = os.environ.get("MUJOCO_GL")
-    if given:
-        return given
-    for library, name in (("EGL", "egl"), ("OSMesa", "osmesa")):
-        if ctypes.util.find_library(library):
-            if "mujoco" not in sys.modules:
-                os.environ["MUJOCO_GL"] = name
-            return name
-    return None
 
 
 class MujocoRenderer:

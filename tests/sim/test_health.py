@@ -134,7 +134,7 @@ def test_warp_contact_overflow_is_seen(hovering, pressing):
 
 # -- overflow on native --------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def small_model(hovering, pressing):
+def small_model(hovering, pressing, tmp_path_factory):
     """A scene with so little memory that constraints overflow when pressing, but nothing else fails."""
 
     def overflows(model, qpos) -> bool:
@@ -153,12 +153,13 @@ def small_model(hovering, pressing):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mujoco.MjSpec, "compile", compile_small)
+            patch.chdir(tmp_path_factory.getbasetemp())  # for MuJoCo's log of warnings
             model = load_model(SceneConfig(visual=False, acceleration_sensors=True))
-        try:
-            if overflows(model, pressing) and not overflows(model, hovering):
-                return model
-        except mujoco.FatalError:
-            continue
+            try:
+                if overflows(model, pressing) and not overflows(model, hovering):
+                    return model
+            except mujoco.FatalError:
+                continue
     pytest.fail("no memory size lets constraints overflow without a fatal error")
 
 

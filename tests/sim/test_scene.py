@@ -35,7 +35,9 @@ def test_promised_names(full):
 
 def test_only_the_four_explicit_pairs_collide(full):
     assert not full.geom_contype.any() and not full.geom_conaffinity.any()
-    pairs = {frozenset((full.geom(full.pair(i).geom1[0]).name, full.geom(full.pair(i).geom2[0]).name)) for i in range(4)}
+    pairs = {
+        frozenset((full.geom(full.pair(i).geom1[0]).name, full.geom(full.pair(i).geom2[0]).name)) for i in range(4)
+    }
     tips, surfaces = ("fixed_fingertip", "moving_fingertip"), ("paper_collision", "table")
     assert full.npair == 4
     assert pairs == {frozenset((tip, surface)) for tip in tips for surface in surfaces}
@@ -95,16 +97,20 @@ def test_viscous_sheet_has_no_dry_friction():
 
 
 def test_tape_rectangle(full, posed):
+    center = np.array([0.275, 0.175])
     bars = [full.geom(f"tape_{i}") for i in range(4)]
     low = np.array([posed.geom(bar.id).xpos - bar.size for bar in bars])
     high = np.array([posed.geom(bar.id).xpos + bar.size for bar in bars])
-    np.testing.assert_allclose(low.min(0), (0.275 - 0.125, 0.175 - 0.094, 0), atol=1e-9)
-    np.testing.assert_allclose(high.max(0)[:2], (0.275 + 0.125, 0.175 + 0.094), atol=1e-9)
+
+    def covered(half):
+        """How many bars reach into the rectangle of this half size around the centre."""
+        return ((low[:, :2] < center + half) & (high[:, :2] > center - half)).all(1).sum()
+
+    np.testing.assert_allclose(low.min(0), (*(center - (0.125, 0.094)), 0), atol=1e-9)
+    np.testing.assert_allclose(high.max(0)[:2], center + (0.125, 0.094), atol=1e-9)
     assert high.max(0)[2] < 0.001  # flat on the table
-    inside = (low[:, :2] < np.array([0.275, 0.175]) + (0.1049, 0.0739)) & (high[:, :2] > (0.275 - 0.1049, 0.175 - 0.0739))
-    assert not inside.all(1).any()  # the opening of 210 x 148 mm is free
-    grown = (low[:, :2] < np.array([0.275, 0.175]) + (0.1051, 0.0741)) & (high[:, :2] > (0.275 - 0.1051, 0.175 - 0.0741))
-    assert grown.all(1).all()  # and not larger
+    assert covered(np.array([0.1049, 0.0739])) == 0  # the opening of 210 x 148 mm is free
+    assert covered(np.array([0.1051, 0.0741])) == 4  # and not larger
 
 
 def test_robot_stands_where_the_real_one_does(full):
@@ -141,6 +147,7 @@ def test_default_renderer_draws_no_marker_and_no_collision_box(full, posed):
     geoms = drawn.geoms[: drawn.ngeom]
     ids = {(geom.objtype, geom.objid) for geom in geoms}
     assert not any(kind == mujoco.mjtObj.mjOBJ_SITE for kind, _ in ids)
+    assert not any(mujoco.MjvOption().sitegroup[group] for group in full.site_group)  # however opaque
     assert (mujoco.mjtObj.mjOBJ_GEOM, full.geom("paper_collision").id) not in ids
     assert (mujoco.mjtObj.mjOBJ_GEOM, full.geom("paper").id) in ids
     assert (mujoco.mjtObj.mjOBJ_GEOM, full.geom("tape_0").id) in ids

@@ -1,0 +1,148 @@
+"""A tiny training run through the command line, and the same run made step by step with a Trainer."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from policies.residual import ResidualConfig
+from train import checkpoint
+from train.cli import main
+from train.config import TrainConfig
+from train.loop import Trainer
+from train.ppo import PPOConfig
+
+TINY_FLAGS = (
+    "--base jacobian --physics native --num-envs 16 --steps 512 --episode-steps 40 --eval-every 0.5 --eval-episodes 4 "
+    "--report-episodes 6 --no-video --hidden 16 16 --unroll 8 --epochs 2 --minibatches 4"
+).split()
+
+
+def state_of(trainer: Trainer) -> dict:
+    """All that training changes, as NumPy copies."""
+    state = {
+        "learner": trainer.learner,
+        "trainer": {"opt_state": trainer.opt_state, "carry": trainer.carry, "key": trainer.key},
+    }
+    return jax.tree.map(np.array, state)
+
+
+class Uninterrupted:
+    """A training run of `tiny_config` that nothing interrupts; `after(n)` is its state after n iterations."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self._states = [state_of(trainer)]
+
+    def after(self, iterations: int) -> dict:
+        while len(self._states) <= iterations:
+            self.trainer.iterate()
+            self._states.append(state_of(self.trainer))
+        return self._states[iterations]
+
+
+@pytest.fixture(scope="session")
+def tiny_flags() -> list[str]:
+    """Flags of `so101 train` for a run of four iterations."""
+    return list(TINY_FLAGS)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> TrainConfig:
+    """What `tiny_flags` mean."""
+    return TrainConfig(
+        base="jacobian", physics="native", num_envs=16, steps=512, episode_steps=40, eval_every=0.5, eval_episodes=4,
+        report_episodes=6, video=False, residual=ResidualConfig(hidden=(16, 16)),
+        ppo=PPOConfig(unroll=8, epochs=2, minibatches=4),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """Run folder of `so101 train` with `tiny_flags`. Read only; copy it to change it."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    arguments = ["train", *TINY_FLAGS, "--out", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["/somewhere/bin/so101", *arguments])
+        main(arguments)
+    return folder
+
+
+@pytest.fixture
+def copy_of_run(tiny_run, tmp_path) -> Path:
+    """A copy of `tiny_run` that a test may change."""
+    return shutil.copytree(tiny_run, tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def tiny_report(tiny_run) -> dict:
+    """report.json of `tiny_run`."""
+    return json.loads((tiny_run / "report.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tiny_config, tmp_path_factory) -> Uninterrupted:
+    """The same run without evaluations; its folder holds the checkpoint `last` of the second iteration."""
+    run = Uninterrupted(Trainer(tiny_config, tmp_path_factory.mktemp("uninterrupted")))
+    run.after(2)
+    run.trainer.save("last")
+    return run
+
+
+@pytest.fixture(scope="session")
+def half_run(uninterrupted) -> Path:
+    """Run folder with a checkpoint after two of four iterations. Read only."""
+    return uninterrupted.trainer.out
+
+
+@pytest.fixture(scope="session")
+def second_trainer(tiny_config, tmp_path_factory) -> Trainer:
+    """Another Trainer of `tiny_config`: in no known state, so call `resume` first."""
+    return Trainer(tiny_config, tmp_path_factory.mktemp("second"))
+
+
+@pytest.fixture(scope="session")
+def current_state():
+    """Function from a Trainer to all that training changes, as NumPy copies."""
+    return state_of
+
+
+@pytest.fixture(scope="session")
+def saved_state(second_trainer):
+    """Function from a run folder of `tiny_config` to the state in its checkpoint `last`."""
+    like = state_of(second_trainer)
+
+    def load(run: Path) -> dict:
+        return {name: checkpoint.restore(run / "checkpoints" / "last", name, like[name]) for name in like}
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def differences():
+    """Function from two pytrees to the names of the leaves that are not equal bit for bit."""
+
+    def compare(a, b) -> list[str]:
+        left, right = (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (a, b))
+        assert len(left) == len(right)
+        return [
+            jax.tree_util.keystr(path)
+            for (path, x), (_, y) in zip(left, right, strict=True)
+            if np.asarray(x).dtype != np.asarray(y).dtype or np.asarray(x).tobytes() != np.asarray(y).tobytes()
+        ]
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def read_json():
+    """Function from text to its content, refusing NaN and Infinity, which are not JSON."""
+
+    def refuse(name):
+        raise ValueError(f"{name} is not JSON")
+
+    return lambda text: json.loads(text, parse_constant=refuse)
