@@ -57,7 +57,6 @@ class SceneConfig:
     """Damping beside dry friction: N s/m and N m s."""
     sheet_viscous_damping: tuple[float, float] = (0.5, 0.0025)
     """Damping of the viscous sheet: N s/m and N m s."""
-    fingertip_sheet_friction: float = 1.0
     fingertip_table_friction: float = 0.5
     top_camera_height: float = 0.70
     top_camera_fovy_deg: float = 50.0
@@ -172,7 +171,7 @@ def _add_sheet(spec: mujoco.MjSpec, config: SceneConfig) -> None:
 
 def _add_contacts(spec: mujoco.MjSpec, config: SceneConfig) -> None:
     """Explicit pairs are the only contacts: two fingertips with the sheet and with the table."""
-    surfaces = (("paper_collision", config.fingertip_sheet_friction), ("table", config.fingertip_table_friction))
+    surfaces = (("paper_collision", 1.0), ("table", config.fingertip_table_friction))
     for fingertip in FINGERTIPS:
         for surface, friction in surfaces:
             spec.add_pair(
