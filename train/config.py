@@ -121,12 +121,12 @@ PRESETS: dict[str, TrainConfig] = {
     "cpu": TrainConfig(),
     "gpu": TrainConfig(
         num_envs=4096,
-        steps=12_000_000,
-        eval_every=0.125,
+        steps=16_000_000,
+        eval_every=0.0625,
         eval_episodes=1024,
         report_episodes=1024,
-        stop_at_success=0.998,
+        stop_at_success=0.99,
         residual=ResidualConfig(initial_std=0.3),
-        ppo=PPOConfig(unroll=16, minibatches=16, learning_rate=6e-4),
+        ppo=PPOConfig(unroll=16, minibatches=16, learning_rate=5e-4, final_learning_rate=5e-4),
     ),
 }

@@ -74,10 +74,19 @@ def commit() -> str:
     return result.stdout.strip()
 
 
+def command() -> str:
+    """The command line that runs, as a user would type it."""
+    words = sys.orig_argv
+    if "-m" in words[1:3]:
+        module, rest = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
+        return " ".join(["so101"] if module == "train.cli" else ["python", "-m", module]) + " " + " ".join(rest)
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def provenance() -> dict[str, Any]:
     """Command, commit, device and versions: what every recorded number carries."""
     return {
-        "command": " ".join(["so101" if a.endswith(("so101", "cli.py")) else a for a in sys.argv[:1]] + sys.argv[1:]),
+        "command": command(),
         "commit": commit(),
         "device": device(),
         "versions": versions(),

@@ -16,10 +16,11 @@ from train.config import TrainConfig
 from train.loop import Trainer
 from train.ppo import PPOConfig
 
-TINY_FLAGS = (
-    "--base jacobian --physics native --num-envs 16 --steps 512 --episode-steps 40 --eval-every 0.5 --eval-episodes 4 "
-    "--report-episodes 6 --no-video --hidden 16 16 --unroll 8 --epochs 2 --minibatches 4"
-).split()
+TINY_FLAGS = [
+    *("--base", "jacobian", "--physics", "native", "--num-envs", "16", "--steps", "5120", "--episode-steps", "40"),
+    *("--eval-every", "0.25", "--eval-episodes", "6", "--report-episodes", "8", "--no-video", "--hidden", "16", "16"),
+    *("--unroll", "8", "--epochs", "2", "--minibatches", "4"),
+]
 
 
 def state_of(trainer: Trainer) -> dict:
@@ -47,7 +48,7 @@ class Uninterrupted:
 
 @pytest.fixture(scope="session")
 def tiny_flags() -> list[str]:
-    """Flags of `so101 train` for a run of four iterations."""
+    """Flags of `so101 train` for a run of 40 iterations of 128 steps."""
     return list(TINY_FLAGS)
 
 
@@ -55,8 +56,8 @@ def tiny_flags() -> list[str]:
 def tiny_config() -> TrainConfig:
     """What `tiny_flags` mean."""
     return TrainConfig(
-        base="jacobian", physics="native", num_envs=16, steps=512, episode_steps=40, eval_every=0.5, eval_episodes=4,
-        report_episodes=6, video=False, residual=ResidualConfig(hidden=(16, 16)),
+        base="jacobian", physics="native", num_envs=16, steps=5120, episode_steps=40, eval_every=0.25, eval_episodes=6,
+        report_episodes=8, video=False, residual=ResidualConfig(hidden=(16, 16)),
         ppo=PPOConfig(unroll=8, epochs=2, minibatches=4),
     )  # fmt: skip
 
@@ -67,7 +68,7 @@ def tiny_run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     arguments = ["train", *TINY_FLAGS, "--out", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["/somewhere/bin/so101", *arguments])
+        patch.setattr(sys, "argv", ["/somewhere/bin/so101", *arguments])  # the report names the command
         main(arguments)
     return folder
 
@@ -95,7 +96,7 @@ def uninterrupted(tiny_config, tmp_path_factory) -> Uninterrupted:
 
 @pytest.fixture(scope="session")
 def half_run(uninterrupted) -> Path:
-    """Run folder with a checkpoint after two of four iterations. Read only."""
+    """Run folder with a checkpoint after two of 40 iterations. Read only."""
     return uninterrupted.trainer.out
 
 
@@ -136,6 +137,18 @@ def differences():
         ]
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def shaken():
+    """Function from a learner to one whose policy answers its input: noise of a given size on all parameters."""
+
+    def shake(learner, size):
+        rng = np.random.default_rng(1)
+        policy = jax.tree.map(lambda x: x + rng.normal(0, size, x.shape).astype(np.float32), learner.policy)
+        return learner.replace(policy=policy)
+
+    return shake
 
 
 @pytest.fixture(scope="session")

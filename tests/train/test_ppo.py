@@ -23,11 +23,9 @@ def ppo():
 
 
 @pytest.fixture(scope="module")
-def learner(ppo):
+def learner(ppo, shaken):
     """A learner whose mean depends on its input."""
-    fresh = ppo.residual.init(jax.random.PRNGKey(0))
-    keys = iter(jax.random.split(jax.random.PRNGKey(1), 100))
-    return fresh.replace(policy=jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), fresh.policy))
+    return shaken(ppo.residual.init(jax.random.PRNGKey(0)), 0.1)
 
 
 def vectors(residual, shape, seed=0):
@@ -41,8 +39,8 @@ def vectors(residual, shape, seed=0):
 def sampled(ppo, learner, shape, seed=0):
     """Vectors, and raw actions drawn from the learner's distribution for them."""
     seen = vectors(ppo.residual, shape, seed)
-    logits = ppo.residual.logits(learner, seen)
-    return seen, ppo.residual.distribution.sample_no_postprocessing(logits, jax.random.PRNGKey(seed + 1))
+    mean, std = jax.jit(ppo.residual.logits)(learner, seen)
+    return seen, mean + std * jax.random.normal(jax.random.PRNGKey(seed + 1), mean.shape)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +112,7 @@ def test_value_targets_are_lambda_returns_and_values_plus_gae(ppo, learner, data
 
 
 def test_advantages_look_one_step_ahead_to_the_lambda_return(ppo, learner, data, last):
-    """brax's `compute_gae` takes r + gamma G(t + 1) - V(t), as V-trace does: its first step is not weighted by lambda."""
+    """brax's `compute_gae` gives r + gamma G(t + 1) - V(t), as V-trace does: lambda does not weigh the first step."""
     batch = ppo._batch(learner, data, last)
     target, value = rows_by_hand(ppo, learner, data, last, lambda_return)
     following = np.concatenate([target[1:], value[-1:]])
@@ -152,7 +150,7 @@ def policy_gradient(ppo, learner, batch):
     def loss(policy):
         return ppo.loss({"policy": policy, "value": learner.value}, learner.normalizer, batch)[0]
 
-    return jax.grad(loss)(learner.policy)
+    return jax.jit(jax.grad(loss))(learner.policy)
 
 
 def assert_close_trees(a, b):
@@ -168,7 +166,7 @@ def test_at_ratio_one_the_gradient_is_the_policy_gradient(ppo, learner):
     def expected(policy):
         return -jnp.mean(normalized * log_prob(ppo, learner.replace(policy=policy), batch.vectors, batch.raw))
 
-    assert_close_trees(policy_gradient(ppo, learner, batch), jax.grad(expected)(learner.policy))
+    assert_close_trees(policy_gradient(ppo, learner, batch), jax.jit(jax.grad(expected))(learner.policy))
 
 
 @pytest.mark.parametrize(("log_ratio", "kept"), [(1.0, 1), (-1.0, 0)])
@@ -181,7 +179,7 @@ def test_rows_that_moved_too_far_the_right_way_are_clipped(ppo, learner, log_rat
         ratio = jnp.exp(log_prob(ppo, learner.replace(policy=policy), batch.vectors, batch.raw) - batch.log_prob)
         return -ratio[kept] * sign[kept] / 2
 
-    assert_close_trees(policy_gradient(ppo, learner, batch), jax.grad(expected)(learner.policy))
+    assert_close_trees(policy_gradient(ppo, learner, batch), jax.jit(jax.grad(expected))(learner.policy))
     _, metrics = ppo.loss({"policy": learner.policy, "value": learner.value}, learner.normalizer, batch)
     assert float(metrics["clip_fraction"]) == 1
 
@@ -208,9 +206,7 @@ def test_update_changes_every_network_and_counts_the_rows(ppo, learner, data, la
         count = len(jax.tree.leaves(getattr(learner, network)))
         assert sum(name.startswith(f".{network}") for name in changed) == count, (network, changed)
     assert int(after.normalizer.count) == T * N
-    np.testing.assert_allclose(
-        after.normalizer.mean["state"], np.mean(data.vectors["state"], axis=(0, 1)), atol=1e-5
-    )
+    np.testing.assert_allclose(after.normalizer.mean["state"], np.mean(data.vectors["state"], axis=(0, 1)), atol=1e-5)
     assert all(np.isfinite(float(value)) for value in metrics.values())
     assert jax.tree.structure(opt_state) == jax.tree.structure(ppo.init(learner))
 
@@ -229,8 +225,9 @@ def test_learning_rate_falls_linearly_over_the_run(ppo, learner):
     ppo = PPO(config, ppo.residual, updates=3)
     parameters = {"policy": learner.policy, "value": learner.value}
     gradient, state, rates = jax.tree.map(jnp.ones_like, parameters), ppo.init(learner), []
+    update = jax.jit(ppo.optimizer.update)
     for _ in range(3 * 2 * 5 + 1):
-        step, state = ppo.optimizer.update(gradient, state, parameters)
+        step, state = update(gradient, state, parameters)
         rates.append(-float(jax.tree.leaves(step)[0].ravel()[0]))
     np.testing.assert_allclose(rates, np.linspace(4e-3, 1e-3, 31), rtol=1e-3)
 

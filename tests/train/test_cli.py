@@ -1,0 +1,312 @@
+"""The command line: bad input ends with one clear line and exit status 2, and commands do what they say."""
+
+import json
+import os
+import subprocess
+import sys
+from ctypes.util import find_library
+from pathlib import Path
+
+import imageio.v2 as imageio
+import pytest
+
+from train.cli import main
+from train.loop import REPORT_SEED
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Everything that a command writes by default lands in a fresh folder."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def refused(capsys):
+    """Function that runs a command, asserts that it is refused, and gives its message on stderr in one line."""
+
+    def run(*arguments) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        assert stopped.value.code == 2
+        return " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+    return run
+
+
+def randomization(folder, **ranges) -> Path:
+    path = folder / "ranges.json"
+    path.write_text(json.dumps(ranges))
+    return path
+
+
+# -- bad input -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("trian", ["'trian'", "'train'", "'eval'", "'compare'", "'play'", "'doctor'", "Did you mean 'train'"]),
+        ("train --base jacobean", ["base is 'jacobean'", "'zero', 'jacobian', 'oracle'"]),
+        ("train --physics bullet", ["physics is 'bullet'", "'native'", "'warp'", "'jax'"]),
+        ("train --preset tpu", ["preset is 'tpu'", "'cpu', 'gpu'"]),
+        ("train --sheet-friction wet", ["sheet_friction is 'wet'", "'dry'", "'viscous'"]),
+        ("train --gravity 3", ["--gravity"]),
+        ("train --num-env 3", ["--num-env"]),
+        ("train --num-envs 0", ["num_envs is 0"]),
+        ("train --num-envs -1", ["num_envs is -1"]),
+        ("train --num-envs many", ["--num-envs", "'many'"]),
+        ("train --num-envs 3 --unroll 7 --minibatches 4", ["3 x 7 = 21", "4 minibatches", "multiple of 4"]),
+        ("train --steps 0", ["steps is 0"]),
+        ("train --alpha -1", ["alpha is -1"]),
+        ("train --alpha nan", ["alpha is nan"]),
+        ("train --alpha inf", ["alpha is inf"]),
+        ("train --tolerance 0", ["tolerance is 0"]),
+        ("train --tolerance -0.005", ["tolerance is -0.005"]),
+        ("train --tolerance nan", ["tolerance is nan"]),
+        ("train --eval-every 0", ["eval_every is 0"]),
+        ("train --stop-at-success 1.5", ["stop_at_success is 1.5"]),
+        ("train --preset gpu", ["--preset gpu", "no GPU", "--preset cpu", "pip install", "so101 doctor"]),
+        ("train --resume nowhere", ["nowhere", "config.json"]),
+        ("eval", ["--run", "--base"]),
+        ("eval --run somewhere --base zero", ["--run", "--base", "not both"]),
+        ("eval --base zorro", ["'zorro'", "'zero'"]),
+        ("eval --run nowhere", ["nowhere", "not a run folder"]),
+        ("eval --base zero --episodes 0", ["episodes is 0"]),
+        ("eval --base zero --episodes -2", ["episodes is -2"]),
+        ("eval --base zero --episodes 2 --num-envs 0", ["num_envs is 0"]),
+        ("eval --base zero --action median --episodes 2", ["action is 'median'", "'mean', 'sample'"]),
+        ("eval --base zero --tolerance-mm 5 0 --episodes 2", ["tolerance"]),
+        ("eval --base zero --tolerance-mm -5 --episodes 2", ["tolerance"]),
+        ("eval --base zero --tolerance-mm nan --episodes 2", ["tolerance"]),
+        ("eval --base zero --tolerance-mm --episodes 2", ["tolerance"]),
+        ("eval --base zero --randomization rela --episodes 2", ["'rela'", "Did you mean 'real'"]),
+        ("eval --base zero --physics bullet", ["physics is 'bullet'"]),
+        ("compare", ["run"]),
+        ("compare nowhere", ["nowhere", "report.json"]),
+        ("play --base zorro", ["'zorro'"]),
+        ("play --run nowhere", ["nowhere"]),
+        ("doctor --fix", ["--fix"]),
+    ],
+)
+def test_bad_input_is_named_with_what_is_valid(refused, own_folder, line, words):
+    message = refused(*line.split())
+    assert [word for word in words if word not in message] == [], message
+    assert "Traceback" not in message
+    assert not list(own_folder.iterdir())  # nothing is left behind
+
+
+def test_inverted_randomization_is_refused_and_leaves_no_run_folder(refused, tmp_path):
+    """Or the corrected command would find --out not empty."""
+    path = randomization(tmp_path, kp_scale=[1.2, 0.8])
+    arguments = ("train", "--physics", "native", "--num-envs", 8, "--randomization", path, "--out", tmp_path / "run")
+    message = refused(*arguments)
+    assert "kp_scale" in message and "inverted" in message and "[1.2, 0.8]" in message
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+def test_unreachable_starts_are_refused(refused, tmp_path):
+    path = randomization(tmp_path, start_distance=[0.28, 0.3])
+    message = refused("eval", "--base", "zero", "--episodes", 2, "--physics", "native", "--randomization", path)
+    assert "start_distance" in message and "unreachable" in message
+
+
+def test_run_folder_that_holds_something_is_refused(refused, tmp_path, tiny_run):
+    message = refused("train", "--out", tiny_run)
+    assert f"{tiny_run} is not empty" in message and f"--resume {tiny_run}" in message
+    (tmp_path / "file").write_text("not a folder")
+    assert str(tmp_path / "file") in refused("train", "--out", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_resume_without_a_checkpoint_is_refused(refused, copy_of_run):
+    (copy_of_run / "checkpoints" / "last").rename(copy_of_run / "elsewhere")
+    message = refused("train", "--resume", copy_of_run)
+    assert "nothing to resume" in message and "checkpoints/last is missing" in message
+
+
+def test_resume_with_other_flags_is_refused_and_loses_nothing(refused, copy_of_run):
+    before = {path: path.read_bytes() for path in copy_of_run.rglob("*") if path.is_file()}
+    message = refused("train", "--resume", copy_of_run, "--num-envs", 32, "--base", "zero")
+    assert "num_envs: saved 16, now 32" in message and "base: saved 'jacobian', now 'zero'" in message
+    assert [str(path) for path in before if path.read_bytes() != before[path]] == []
+
+
+def test_damaged_best_checkpoint_is_refused(refused, copy_of_run):
+    file = copy_of_run / "checkpoints" / "best" / "meta.json"
+    file.write_text(file.read_text()[:40])
+    assert "best is damaged" in refused("eval", "--run", copy_of_run, "--episodes", 2, "--physics", "native")
+
+
+def test_checkpoint_of_another_layout_is_refused(refused, copy_of_run):
+    file = copy_of_run / "checkpoints" / "best" / "meta.json"
+    record = json.loads(file.read_text())
+    record["layout"]["state"]["goal_yaw"] = 1
+    file.write_text(json.dumps(record))
+    message = refused("eval", "--run", copy_of_run, "--episodes", 2, "--physics", "native")
+    assert "another observation layout" in message and "state.goal_yaw: saved 1, now 2" in message
+
+
+def test_missing_assets_are_named(refused, monkeypatch, tmp_path):
+    monkeypatch.setenv("SO101_ASSETS", str(tmp_path / "none"))
+    message = refused("eval", "--base", "zero", "--episodes", 2)
+    assert "assets folder not found" in message and "SO101_ASSETS" in message
+
+
+# -- help ----------------------------------------------------------------------------------------------------------
+def test_help_lists_the_commands(capsys):
+    main([])
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("train", "eval", "compare", "play", "doctor"))
+
+
+def test_every_field_is_a_flag_with_its_documentation(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--help"])
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for flag in ("--preset", "--out", "--resume", "--base", "--randomization", "--alpha", "--num-envs", "--steps",
+                 "--seed", "--physics", "--learning-rate", "--residual-scale", "--sheet-friction"):  # fmt: skip
+        assert flag in text, flag
+    assert "Success tolerance (m) that training rewards." in text
+
+
+# -- eval ----------------------------------------------------------------------------------------------------------
+def test_eval_prints_nothing_but_json(capsys, read_json):
+    few = ["--physics", "native", "--episodes", "4", "--num-envs", "4"]
+    main(["eval", "--base", "zero", *few, "--tolerance-mm", "5", "10", "20", "--json", "-"])
+    record = read_json(capsys.readouterr().out)
+    assert record["episodes"] == 4
+    assert list(record["success"]) == ["5", "10", "20"]
+    for entry in record["success"].values():
+        assert entry["rate"] == entry["low"] == 0 < entry["high"] < 1
+    assert record["final_distance_mm"] > 30 and record["final_yaw_deg"] > 0  # nobody moved the sheet
+    assert {"command", "commit", "device", "versions", "seed", "policy"} <= set(record)
+    assert record["environment"]["randomization"]["name"] == "plain"
+
+
+def test_eval_of_a_run_gives_the_numbers_of_its_report(tiny_run, tiny_report, tmp_path, capsys, read_json):
+    """The same episodes, seen through another command."""
+    file = tmp_path / "result.json"
+    arguments = ["--physics", "native", "--episodes", "8", "--num-envs", "6", "--seed", str(REPORT_SEED)]
+    main(["eval", "--run", str(tiny_run), *arguments, "--json", str(file)])
+    record, reported = read_json(file.read_text()), tiny_report["results"]["mean"]
+    assert record["policy"] == str(tiny_run)
+    assert record["success"] == reported["success"]
+    for name in ("final_distance_mm", "final_yaw_deg", "mean_return", "mean_residual_rad"):
+        assert record[name] == pytest.approx(reported[name], rel=1e-5), name
+    assert f"success within 5 mm: {reported['success']['5']['rate']:.1%}" in capsys.readouterr().out
+
+
+def test_eval_does_not_lose_its_result_for_want_of_a_folder(tmp_path, monkeypatch, capsys):
+    """The folder of --json is made, or refused before the episodes are run."""
+    from train import evaluate
+
+    ran = []
+
+    class Quick:
+        def __init__(self, *_, **__):
+            pass
+
+        def __call__(self, *_):
+            ran.append(True)
+            return self
+
+        def summary(self):
+            return {"episodes": 2, "success": {}}
+
+    monkeypatch.setattr(evaluate, "Evaluator", Quick)
+    file = tmp_path / "new" / "result.json"
+    try:
+        main(["eval", "--base", "zero", "--physics", "native", "--episodes", "2", "--json", str(file)])
+    except SystemExit as stopped:
+        assert stopped.code == 2 and str(file.parent) in capsys.readouterr().err and not ran
+    else:
+        assert json.loads(file.read_text())["episodes"] == 2
+
+
+# -- compare and doctor --------------------------------------------------------------------------------------------
+def test_compare_writes_table_and_plot(tiny_run, own_folder, capsys):
+    main(["compare", str(tiny_run), str(tiny_run), "--out", "both"])
+    assert "| jacobian | plain |" in capsys.readouterr().out
+    assert {path.name for path in (own_folder / "both").iterdir()} == {"comparison.md", "comparison.png"}
+
+
+def diagnosis(capsys) -> tuple[int, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor"])
+    return stopped.value.code, capsys.readouterr().out
+
+
+def test_doctor_names_what_is_there(capsys):
+    import jax
+
+    code, text = diagnosis(capsys)
+    assert code in (0, 1)
+    named = ("versions", f"jax {jax.__version__}", "mujoco", "warp-lang", "devices: cpu", "memory", "GiB", "renderer")
+    places = ("JAX_COMPILATION_CACHE_DIR", "WARP_CACHE_PATH", "assets", str(ROOT / "assets"))
+    assert [word for word in named + places if word not in text] == []
+    assert (code == 0) == ("fix:" not in text) == ("All is well." in text)
+
+
+def test_doctor_has_one_fix_for_missing_assets(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SO101_ASSETS", str(tmp_path / "none"))
+    code, text = diagnosis(capsys)
+    assert code == 1
+    lines = text.splitlines()
+    found = [i for i, line in enumerate(lines) if line.startswith("!!") and str(tmp_path / "none") in line]
+    assert len(found) == 1, text
+    assert "fix:" in lines[found[0] + 1] and "SO101_ASSETS" in lines[found[0] + 1]
+
+
+def test_doctor_says_how_to_use_an_idle_gpu(capsys, monkeypatch):
+    from train import hardware
+
+    monkeypatch.setattr(hardware, "choose_gpu_extra", lambda: hardware.GpuExtra("cuda13"))
+    code, text = diagnosis(capsys)
+    assert code == 1
+    assert "fix: the GPU is unused: pip install 'mjx-so101[cuda13]'" in text
+
+
+# -- play ----------------------------------------------------------------------------------------------------------
+PLAY = """
+import sys
+from train import cli
+
+play = cli._play
+
+def short_play(arguments):  # the first 12 states of two episodes; all of nine would take a minute
+    from train import policy
+    whole = policy.write_videos
+    policy.write_videos = lambda qpos, folder, **options: whole(qpos[:12, :2], folder, large_episode=1)
+    play(arguments)
+
+cli._play = short_play
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not (find_library("EGL") or find_library("OSMesa")), reason="needs a library that draws")
+def test_play_without_a_display_writes_videos_and_says_so(own_folder):
+    """In a process of its own, with no hint as to how to draw: the command has to find out."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "MUJOCO_GL")}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-c", PLAY, "play", "--base", "zero", "--physics", "native", "--out", "videos"]
+    played = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert played.returncode == 0, played.stderr
+    assert "DISPLAY" in played.stdout and "video" in played.stdout
+    sizes = {}
+    for name in ("grid.mp4", "episode.mp4"):
+        file = own_folder / "videos" / name
+        assert str(Path("videos") / name) in played.stdout
+        assert file.read_bytes()[4:8] == b"ftyp"
+        with imageio.get_reader(file) as video:
+            assert video.count_frames() == 4  # every third state, so that it plays in real time
+            assert video.get_meta_data()["fps"] == 10
+            frame = video.get_data(0)
+        assert frame.std() > 10  # not blank
+        sizes[name] = frame.shape
+    assert sizes == {"grid.mp4": (150, 400, 3), "episode.mp4": (480, 640, 3)}

@@ -1,0 +1,179 @@
+"""Evaluation: episodes that depend on their seed alone, run full length, and are summarized as documented."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mjx_so101 import ConfigError, PaperReturnEnv
+from train.evaluate import Episodes, Evaluator
+from train.loop import REPORT_SEED, SELECTION_SEED
+from train.rollout import NOISE, SAMPLE
+from train.statistics import wilson_interval
+
+
+@pytest.fixture(scope="module")
+def learner(uninterrupted, shaken):
+    """A policy that corrects a little."""
+    return shaken(uninterrupted.trainer.residual.init(jax.random.PRNGKey(0)), 0.02)
+
+
+@pytest.fixture(scope="module")
+def evaluator(uninterrupted):
+    """Six episodes at once under `plain`, with the residual over `jacobian`."""
+    return uninterrupted.trainer.evaluator
+
+
+@pytest.fixture(scope="module")
+def episodes(evaluator, learner) -> Episodes:
+    return evaluator(learner, 8, 11)
+
+
+def episode_keys(seed, first, count):
+    """Keys of `count` episodes from number `first` on."""
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.PRNGKey(seed), i))(np.arange(first, first + count))
+
+
+RESULTS = ("succeeded", "success_step", "final_distance", "final_yaw", "total_reward", "residual", "residual_rms")
+
+
+def assert_same_episodes(a, b, results=RESULTS):
+    for name in results:
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def test_same_seed_gives_the_same_episodes(evaluator, learner, episodes):
+    assert_same_episodes(evaluator(learner, 8, 11), episodes)
+
+
+def test_other_seed_gives_other_episodes(evaluator, learner, episodes):
+    assert (evaluator(learner, 4, 12).final_distance != episodes.final_distance[:4]).all()
+
+
+@pytest.fixture(scope="module")
+def larger(uninterrupted):
+    """Eight episodes at once, and an easier training tolerance, which decides nothing but the return."""
+    trainer = uninterrupted.trainer
+    task = dataclasses.replace(trainer.config.task_config(training=False), tolerance=0.02)
+    env = PaperReturnEnv(8, "native", "plain", trainer.config.scene_config(), task, auto_reset=False)
+    return Evaluator(env, trainer.base, trainer.residual)
+
+
+@pytest.fixture(scope="module")
+def larger_episodes(larger, learner):
+    return larger(learner, 8, 11)
+
+
+def test_episode_is_the_same_in_a_larger_batch(larger_episodes, episodes):
+    assert_same_episodes(larger_episodes, episodes, ("succeeded", "success_step", "final_distance", "final_yaw"))
+    np.testing.assert_allclose(larger_episodes.residual, episodes.residual, rtol=1e-5)
+
+
+def test_count_need_not_be_a_multiple_of_the_batch(evaluator, learner, episodes):
+    assert len(episodes) == 8
+    assert all(len(getattr(episodes, name)) == 8 for name in RESULTS)
+    few = evaluator(learner, 1, 11)
+    np.testing.assert_array_equal(few.success_step, episodes.success_step[:1])
+
+
+def test_rollout_goes_on_after_success_and_counts_every_tolerance(episodes):
+    assert episodes.succeeded.any()  # or the test says nothing
+    assert episodes.tolerances == (0.005, 0.010, 0.020)
+    tight, loose = episodes.succeeded[:, :-1], episodes.succeeded[:, 1:]
+    assert (loose | ~tight).all()
+    np.testing.assert_array_equal(episodes.success_step >= 0, episodes.succeeded)
+    both = tight & loose
+    assert (episodes.success_step[:, :-1] >= episodes.success_step[:, 1:])[both].all()
+    assert (episodes.success_step[episodes.succeeded] >= 10).all()
+    assert (episodes.success_step < 400).all()
+
+
+def test_policies_in_other_modes_run(evaluator, learner, episodes):
+    for mode in (SAMPLE, NOISE):
+        other = evaluator.variant(mode, 0.5)(learner, 4, 11)
+        assert (other.total_reward != episodes.total_reward[:4]).any(), mode
+        assert np.isfinite(other.total_reward).all() and not other.nonfinite.any()
+    noisy = evaluator.variant(NOISE, 0.2)(learner, 4, 11)
+    np.testing.assert_allclose(noisy.residual_rms, 0.2, rtol=0.1)
+    np.testing.assert_allclose(noisy.residual, 0.05 * 0.2 * np.sqrt(2 / np.pi), rtol=0.1)
+
+
+def test_an_environment_that_resets_itself_is_refused(uninterrupted):
+    trainer = uninterrupted.trainer
+    with pytest.raises(ConfigError, match="auto_reset=False"):
+        Evaluator(trainer.env, trainer.base, trainer.residual)
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_no_episodes_are_refused(evaluator, learner, count):
+    with pytest.raises(ConfigError, match=f"episodes is {count}"):
+        evaluator(learner, count, 0)
+
+
+def test_episodes_that_choose_the_checkpoint_are_not_those_reported(uninterrupted):
+    assert SELECTION_SEED != REPORT_SEED
+    env = uninterrupted.trainer.eval_env
+
+    def starts(seed):
+        return np.concatenate([env.reset(episode_keys(seed, first, 6)).physics.qpos for first in (0, 6)])
+
+    distances = np.abs(starts(SELECTION_SEED)[:, None] - starts(REPORT_SEED)[None]).max(-1)
+    assert distances.min() > 1e-4
+
+
+# -- the summary ---------------------------------------------------------------------------------------------------
+def made_up(**changes):
+    values = {
+        "succeeded": np.array([[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]], bool),
+        "success_step": np.array([[50, 40, 30], [-1, 60, 20], [-1, -1, 100], [-1, -1, -1]]),
+        "final_distance": np.array([0.001, 0.002, 0.003, 0.010]),
+        "final_yaw": np.radians([1.0, 2.0, 3.0, 6.0]),
+        "total_reward": np.array([4.0, 3.0, 1.0, 0.0]),
+        "residual": np.array([0.01, 0.02, 0.03, 0.02]),
+        "residual_rms": np.array([0.3, 0.4, 0.0, 0.0]),
+        "nonfinite": np.array([False, True, False, False]),
+        "overflow": np.array([False, True, True, False]),
+        "tolerances": (0.005, 0.010, 0.020),
+        "seconds": 2.5,
+    }
+    return Episodes(**{**values, **changes})
+
+
+def test_summary_has_the_promised_entries():
+    summary = made_up().summary()
+    assert summary["episodes"] == 4
+    assert set(summary["success"]) == {"5", "10", "20"}
+    for tolerance, count in (("5", 1), ("10", 2), ("20", 3)):
+        entry = summary["success"][tolerance]
+        assert entry["rate"] == count / 4
+        assert (entry["low"], entry["high"]) == wilson_interval(count, 4)
+    assert summary["success"]["20"]["median_steps"] == 30
+    assert summary["final_distance_mm"] == pytest.approx(4.0)
+    assert summary["final_yaw_deg"] == pytest.approx(3.0)
+    assert summary["mean_return"] == pytest.approx(2.0)
+    assert summary["mean_residual_rad"] == pytest.approx(0.02)
+    assert summary["residual_rms"] == pytest.approx(0.25)
+    assert (summary["nonfinite_episodes"], summary["overflow_episodes"]) == (1, 2)
+
+
+def test_summary_of_no_success_is_still_json(read_json):
+    summary = made_up(succeeded=np.zeros((4, 3), bool), success_step=np.full((4, 3), -1)).summary()
+    assert read_json(json.dumps(summary)) == summary
+    assert summary["success"]["5"] == {"rate": 0.0, "low": 0.0, "high": wilson_interval(0, 4)[1], "median_steps": None}
+
+
+def test_return_counts_up_to_the_first_success(larger, larger_episodes):
+    """Progress from the start to within 20 mm, the bonus, and the cost of the steps until then."""
+    task, solved = larger.env.task, larger_episodes.succeeded[:, 2]
+    assert solved.any()  # or the test says nothing
+    keys = episode_keys(11, 0, 8)
+    start = np.asarray(jax.vmap(task.geometry.potential)(larger.env.reset(keys).physics.qpos[:, 6:]))
+    time = -task.config.time_cost * larger_episodes.success_step[:, 2]
+    gained = (larger_episodes.total_reward - task.config.success_bonus - time)[solved]
+    most = -task.config.progress_weight * start[solved]  # to the goal itself, where the potential is 0
+    assert (gained <= most + 1e-4).all()
+    assert (gained >= most - task.config.progress_weight * (10 * 0.06 + 2 * np.sqrt(0.06))).all()
+    unsolved = larger_episodes.total_reward[~solved]
+    assert (unsolved <= -task.config.time_cost * 400 - task.config.progress_weight * start[~solved]).all()

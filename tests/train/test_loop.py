@@ -1,0 +1,253 @@
+"""Training: repeatable, resumable bit for bit, stopped cleanly by signals, and logged."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mjx_so101 import HealthError
+from train import checkpoint, report
+from train.cli import main
+from train.loop import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+# -- repeatable ----------------------------------------------------------------------------------------------------
+def test_same_seed_trains_the_same_bits(uninterrupted, tiny_run, saved_state, differences):
+    """Once through the command line, evaluating in between, and once iteration by iteration."""
+    assert not differences(saved_state(tiny_run), uninterrupted.after(40))
+
+
+def test_training_changes_the_whole_learner(uninterrupted, differences):
+    before, after = uninterrupted.after(0)["learner"], uninterrupted.after(2)["learner"]
+    leaves = len(jax.tree.leaves((before.policy, before.value)))
+    assert len([name for name in differences(before, after) if not name.startswith(".normalizer")]) == leaves
+    assert int(after.normalizer.count) == 2 * 16 * 8
+
+
+def test_other_seed_is_another_run(tiny_config, uninterrupted, tmp_path, current_state, differences):
+    other = current_state(Trainer(dataclasses.replace(tiny_config, seed=1), tmp_path))
+    changed = differences(uninterrupted.after(0), other)
+    for part in ("['learner'].policy", "['learner'].value", "['carry'].state.physics.qpos", "['carry'].state.step"):
+        assert any(part in name for name in changed), part
+    assert "['trainer']['key']" in changed
+
+
+def test_episodes_begin_at_different_ages(uninterrupted):
+    ages = uninterrupted.after(0)["trainer"]["carry"].state.step
+    assert len(set(ages.tolist())) > 8
+    assert set(ages.tolist()) <= set(range(40))
+
+
+# -- resume --------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def resumed(half_run, second_trainer, current_state, tmp_path_factory):
+    """Another Trainer that resumed after two iterations: its state then, and after two more."""
+    second_trainer.out = shutil.copytree(half_run, tmp_path_factory.mktemp("resumed") / "run")
+    second_trainer.resume()
+    states = [current_state(second_trainer)]
+    for _ in range(2):
+        second_trainer.iterate()
+        states.append(current_state(second_trainer))
+    return second_trainer, states
+
+
+def test_resume_restores_every_bit(resumed, uninterrupted, differences):
+    assert not differences(resumed[1][0], uninterrupted.after(2))
+    assert resumed[0].steps == 4 * 16 * 8
+
+
+def test_half_plus_resume_plus_half_is_the_whole(resumed, uninterrupted, differences):
+    assert not differences(resumed[1][2], uninterrupted.after(4))
+    assert differences(resumed[1][2], uninterrupted.after(3))
+
+
+def test_sigterm_saves_and_resume_ends_like_a_run_without_it(
+    tiny_flags, tiny_run, tiny_report, saved_state, differences, read_json, tmp_path, monkeypatch
+):
+    """A real process, told to stop as soon as its first iteration is logged."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "train.cli", "train", *tiny_flags, "--out", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics, deadline = out / "metrics.jsonl", time.monotonic() + 240
+    while not (metrics.exists() and '"kind": "train"' in metrics.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate(timeout=10)[0]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, printed
+    assert f"so101 train --resume {out}" in printed
+    assert checkpoint.read_meta(out / "checkpoints" / "last")["steps"] % 128 == 0
+    assert not (out / "report.json").exists()
+
+    monkeypatch.setattr(report, "compare_policies", lambda *_, **__: tiny_report["results"])  # saves time
+    main(["train", "--resume", str(out)])
+    assert not differences(saved_state(tiny_run), saved_state(out))
+    rows = [[read_json(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (tiny_run, out)]
+    train = [[(r["steps"], r["reward"], r["value_loss"]) for r in run if r["kind"] == "train"] for run in rows]
+    assert train[0] == train[1]
+    rates = [[(r["steps"], r["success"]) for r in run if r["kind"] == "evaluation"] for run in rows]
+    assert rates[0] == rates[1]
+    written = read_json((out / "report.json").read_text())
+    assert written["steps"] == 5120
+    assert min(written["seconds"].values()) >= 0, written["seconds"]
+
+
+# -- the loop around the iterations --------------------------------------------------------------------------------
+@pytest.fixture
+def quick(resumed, tmp_path, monkeypatch, uninterrupted):
+    """A Trainer whose iterations and evaluations take no time: `metrics` and `rates` say what they give."""
+    trainer, rate = resumed[0], iter([0.25, 0.75, 0.5, 0.5, 0.5, 0.5])
+
+    class Summary:
+        def summary(self):
+            value = next(rate)
+            entry = {"rate": value, "low": 0.0, "high": 1.0, "median_steps": None}
+            return {"success": {"5": entry, "10": entry, "20": {**entry, "rate": 1.0}}, "seconds": 1.0}
+
+    def iterate():
+        trainer.steps += 128
+        return dict(trainer.metrics)
+
+    monkeypatch.setattr(trainer, "out", tmp_path)
+    monkeypatch.setattr(trainer, "steps", 0)
+    monkeypatch.setattr(trainer, "best", -1.0)
+    monkeypatch.setattr(trainer, "evaluations", [])
+    monkeypatch.setattr(trainer, "seconds", dict(trainer.seconds))
+    monkeypatch.setattr(trainer, "config", dataclasses.replace(trainer.config, steps=640))
+    monkeypatch.setattr(trainer, "evaluator", lambda *_: Summary())
+    monkeypatch.setattr(trainer, "iterate", iterate)
+    healthy = {"success": 0.5, "episodes": 2.0, "overflow": 0.0, "nonfinite": 0.0, "bad_env": -1.0, "policy_loss": 0.0,
+               "value_loss": 0.0}  # fmt: skip
+    monkeypatch.setattr(trainer, "metrics", healthy, raising=False)
+    return trainer
+
+
+def test_run_ends_after_its_steps_with_the_best_checkpoint_kept(quick):
+    assert quick.run(progress=False)
+    assert quick.steps == 640
+    assert [record["steps"] for record in quick.evaluations] == [0, 256, 384, 512, 640]
+    assert checkpoint.read_meta(quick.out / "checkpoints" / "best")["steps"] == 256  # 0.75, the highest rate
+    assert checkpoint.read_meta(quick.out / "checkpoints" / "last")["steps"] == 640
+
+
+def test_run_stops_at_the_success_asked_for(quick, monkeypatch):
+    monkeypatch.setattr(quick, "config", dataclasses.replace(quick.config, stop_at_success=0.7))
+    assert quick.run(progress=False)
+    assert quick.steps == 256
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_run_after_the_iteration(quick, monkeypatch, which):
+    iterate, handler = quick.iterate, signal.getsignal(which)
+
+    def interrupted():
+        if quick.steps == 256:
+            os.kill(os.getpid(), which)
+        return iterate()
+
+    monkeypatch.setattr(quick, "iterate", interrupted)
+    assert not quick.run(progress=False)
+    assert quick.steps == 384
+    assert checkpoint.read_meta(quick.out / "checkpoints" / "last")["steps"] == 384
+    assert signal.getsignal(which) == handler
+
+
+def test_second_signal_stops_at_once(quick, monkeypatch):
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(quick, "iterate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quick.run(progress=False)
+
+
+def test_strict_run_stops_at_the_first_overflow_and_names_the_environment(quick, monkeypatch):
+    quick.metrics.update(overflow=2.0, nonfinite=1.0, bad_env=7.0)
+    monkeypatch.setattr(quick, "config", dataclasses.replace(quick.config, strict=True))
+    with pytest.raises(HealthError, match=r"2 buffer overflows and 1 non-finite.*env 7"):
+        quick.run(progress=False)
+
+
+def test_other_runs_only_count_overflow(quick):
+    quick.metrics.update(overflow=2.0, nonfinite=1.0, bad_env=7.0)
+    assert quick.run(progress=False)
+    assert '"overflow": 2.0' in (quick.out / "metrics.jsonl").read_text()
+
+
+def test_loss_that_is_not_finite_stops_the_run(quick):
+    quick.metrics.update(value_loss=float("nan"))
+    with pytest.raises(HealthError, match=r"loss is not finite.*--learning-rate"):
+        quick.run(progress=False)
+
+
+def test_bad_physics_is_counted_by_environment_and_does_not_spoil_the_learner(resumed, monkeypatch):
+    trainer, step, calls = resumed[0], resumed[0].env.physics.step, []
+
+    def bad(state, fields, ctrl):
+        physics = step(state, fields, ctrl)
+        calls.append(physics.qpos.copy())
+        qpos, overflow = physics.qpos.copy(), physics.overflow.copy()
+        if len(calls) == 3:
+            qpos[5] = np.nan
+        if len(calls) in (4, 6):
+            overflow[9] = 1
+        return physics.replace(qpos=qpos, overflow=overflow)
+
+    monkeypatch.setattr(trainer.env.physics, "step", bad)
+    metrics = trainer.iterate()
+    assert (metrics["nonfinite"], metrics["overflow"]) == (1, 2)
+    assert metrics["bad_env"] in (5, 9)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trainer.learner))
+    assert np.isfinite(trainer.carry.state.physics.qpos).all()
+
+
+# -- logs ----------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def records(tiny_run, read_json):
+    return [read_json(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_hold_every_iteration(records):
+    train = [record for record in records if record["kind"] == "train"]
+    assert [record["steps"] for record in train] == [128 * (i + 1) for i in range(40)]
+    wanted = {"reward", "success", "episodes", "residual", "overflow", "nonfinite", "steps_per_second", "policy_loss",
+              "value_loss", "entropy", "kl", "clip_fraction"}  # fmt: skip
+    for record in train:
+        assert wanted <= set(record)
+        terms = sum(value for name, value in record.items() if name.startswith("reward_"))
+        assert record["reward"] == pytest.approx(terms, abs=1e-5)
+        assert record["overflow"] == record["nonfinite"] == 0
+        assert (record["success"] is None) == (record["episodes"] == 0)
+    assert sum(record["episodes"] for record in train) >= 16 * 7  # 320 steps of 16 environments, at most 40 an episode
+    assert all(record["steps_per_second"] > 0 for record in train[1:])
+
+
+def test_metrics_hold_every_evaluation(records, tiny_run):
+    found = [record for record in records if record["kind"] == "evaluation"]
+    assert [record["steps"] for record in found] == [0, 1280, 2560, 3840, 5120]
+    for record in found:
+        assert record["rate"] == record["success"]["5"]["rate"]  # it trains at 5 mm
+        assert record["episodes"] == 6
+    times = [record["wall_seconds"] for record in found]
+    assert times == sorted(times)
+    best = checkpoint.read_meta(tiny_run / "checkpoints" / "best")["steps"]
+    score = [record["rate"] + 1e-3 * sum(e["rate"] for e in record["success"].values()) for record in found]
+    assert best == found[int(np.argmax(score))]["steps"]
+
+
+def test_tensorboard_events_are_written(tiny_run):
+    (events,) = (tiny_run / "tensorboard").glob("events.out.tfevents.*")
+    content = events.read_bytes()
+    for tag in (b"train/reward", b"train/value_loss", b"evaluation/success_5mm"):
+        assert tag in content

@@ -1,0 +1,227 @@
+"""The report of a run: what it holds, where it is written, and the comparison of several runs."""
+
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v2 as imageio
+import jax
+import mujoco
+import numpy as np
+import pytest
+
+from mjx_so101 import CheckpointError, ConfigError
+from train import report
+from train.compare import compare_runs, read_report
+
+NAMES = ("base", "mean", "sample", "noise")
+
+
+# -- what every number carries -------------------------------------------------------------------------------------
+def test_versions_are_those_installed():
+    found = report.versions()
+    assert (found["jax"], found["mujoco"]) == (jax.__version__, mujoco.__version__)
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert all(isinstance(version, str) and version for version in found.values())
+
+
+def test_device_is_named():
+    assert report.device().startswith("CPU, ")  # tests run on the CPU
+    assert "cores" in report.device()
+
+
+def test_commit_is_that_of_the_checkout():
+    root = Path(report.__file__).parent
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    if head.returncode:
+        assert report.commit() == "unknown"
+    else:
+        short = report.commit().removesuffix("-dirty")
+        assert len(short) >= 12 and head.stdout.startswith(short)
+
+
+def test_commit_without_git_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert report.commit() == "unknown"
+
+
+def test_command_can_be_typed_again(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/opt/my venv/bin/so101", "train", "--out", "my runs/first"])
+    assert shlex.split(report.provenance()["command"]) == ["so101", "train", "--out", "my runs/first"]
+
+
+# -- the tables ----------------------------------------------------------------------------------------------------
+def summary(rate, **changes):
+    entry = {"rate": rate, "low": rate / 2, "high": (1 + rate) / 2, "median_steps": None}
+    values = {"success": {"5": entry, "10": entry}, "mean_return": 1.25, "final_distance_mm": 3.14,
+              "final_yaw_deg": 2.5, "mean_residual_rad": 0.0123}  # fmt: skip
+    return {**values, **changes}
+
+
+def test_table_has_a_line_for_each_policy():
+    lines = report.table({"base": summary(0.25), "mean": summary(1.0)}).splitlines()
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines if "|residual|" not in line}) == 1
+    assert "success 5 mm" in lines[0] and "success 10 mm" in lines[0]
+    assert lines[2].startswith("| base | 25.0% (12.5%-62.5%) | 25.0%")
+    for value in ("100.0%", "1.25", "3.1", "2.50", "12.3"):
+        assert value in lines[3]
+
+
+def test_learning_curve_is_a_picture(tmp_path):
+    evaluations = [{"steps": 0, **summary(0.2)}, {"steps": 100, **summary(0.9)}]
+    report.learning_curve(evaluations, summary(0.2), tmp_path / "a.png")
+    report.learning_curve(evaluations[:1], summary(0.2), tmp_path / "b.png")
+    pictures = [imageio.imread(tmp_path / name) for name in ("a.png", "b.png")]
+    assert pictures[0].shape[:2] == pictures[1].shape[:2]
+    assert (pictures[0] != pictures[1]).any()
+
+
+# -- the report of a real run --------------------------------------------------------------------------------------
+def test_report_says_how_its_numbers_came_to_be(tiny_run, tiny_report, tiny_flags, tiny_config):
+    assert shlex.split(tiny_report["command"]) == ["so101", "train", *tiny_flags, "--out", str(tiny_run)]
+    assert tiny_report["commit"].removesuffix("-dirty") == report.commit().removesuffix("-dirty")
+    assert tiny_report["device"] == report.device()
+    assert tiny_report["versions"] == report.versions()
+    assert tiny_report["config"] == tiny_config.to_dict()  # what the flags mean
+    assert tiny_report["environment"]["physics"] == "native"
+    assert tiny_report["environment"]["randomization"]["name"] == "plain"
+    assert tiny_report["environment"]["sheet_friction"] == "dry"
+    assert tiny_report["finished"] is True
+    assert tiny_report["steps"] == 5120
+    assert tiny_report["peak_memory_bytes"] > 1e8
+
+
+def test_report_is_json_without_nan(tiny_run, read_json):
+    assert read_json((tiny_run / "report.json").read_text())["results"]
+
+
+def test_times_add_up(tiny_report):
+    seconds = dict(tiny_report["seconds"])
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
+    assert min(seconds.values()) > 0
+    assert tiny_report["steps_per_second"] > 0
+
+
+def test_report_compares_base_mean_sample_and_noise(tiny_report):
+    results = tiny_report["results"]
+    assert tuple(results) == NAMES
+    for result in results.values():
+        assert result["episodes"] == 8
+        assert set(result["success"]) == {"5", "10", "20"}
+        assert result["nonfinite_episodes"] == result["overflow_episodes"] == 0
+    assert results["base"]["mean_residual_rad"] == 0
+    assert results["sample"]["mean_residual_rad"] > results["mean"]["mean_residual_rad"] > 0
+    returns = [result["mean_return"] for result in results.values()]
+    assert len(set(returns)) == 4  # four policies, not one under four names
+    assert results["noise"]["residual_rms"] == pytest.approx(results["mean"]["residual_rms"], rel=0.1)
+
+
+def test_report_can_be_read(tiny_run, tiny_report):
+    text = (tiny_run / "report.md").read_text()
+    assert text.startswith("# jacobian + residual under plain (dry sheet)")
+    assert tiny_report["command"] in text and tiny_report["commit"] in text and tiny_report["device"] in text
+    assert report.table(tiny_report["results"]) in text
+    assert "(learning_curve.png)" in text
+    assert imageio.imread(tiny_run / "learning_curve.png").std() > 0
+
+
+def test_learner_reported_is_the_best_checkpoint(uninterrupted, tiny_run, monkeypatch, differences):
+    trainer = uninterrupted.trainer
+    monkeypatch.setattr(trainer, "out", tiny_run)
+    best = trainer.best_learner()
+    steps = json.loads((tiny_run / "checkpoints" / "best" / "meta.json").read_text())["steps"]
+    assert not differences(best, uninterrupted.after(steps // 128)["learner"])
+
+
+# -- parts that need no evaluation ---------------------------------------------------------------------------------
+@pytest.fixture
+def written(uninterrupted, tiny_report, tmp_path, monkeypatch):
+    """Function that writes a report into tmp_path with canned results and fields of the trainer and its config."""
+    trainer = uninterrupted.trainer
+    monkeypatch.setattr(report, "compare_policies", lambda *_, **__: tiny_report["results"])
+    monkeypatch.setattr(report, "record_episodes", lambda *_: (np.zeros((4, 9, 9)), np.arange(9) == 3))
+    monkeypatch.setattr(trainer, "out", tmp_path)
+    monkeypatch.setattr(trainer, "evaluations", tiny_report["evaluations"])
+
+    def write(finished=True, config=None, **fields):
+        monkeypatch.setattr(trainer, "config", dataclasses.replace(trainer.config, **(config or {})))
+        for name, value in fields.items():
+            monkeypatch.setattr(trainer, name, value)
+        report.write_report(trainer, trainer.learner, finished)
+        return (tmp_path / "report.json").read_text(), (tmp_path / "report.md").read_text()
+
+    return write
+
+
+def test_run_of_one_iteration_has_a_report_in_json(written, read_json):
+    """Its speed is not known, because the only iteration compiled."""
+    text, _ = written(steps=128, seconds={"rollout": 1e-9, "update": 1e-9, "evaluation": 1.0, "compile": 9.0})
+    assert read_json(text)["steps"] == 128
+
+
+def test_report_links_its_videos(written, monkeypatch, tmp_path):
+    calls = []
+
+    def write_videos(qpos, folder, large_episode=0, **options):
+        calls.append((qpos.shape, folder, large_episode))
+        return [folder / "grid.mp4", folder / "episode.mp4"]
+
+    monkeypatch.setattr(report, "write_videos", write_videos)
+    text, markdown = written(config={"video": True})
+    assert calls == [((4, 9, 9), tmp_path, 3)]  # the large one is an episode that succeeded
+    assert json.loads(text)["videos"] == ["grid.mp4", "episode.mp4"]
+    assert "(grid.mp4)" in markdown and "(episode.mp4)" in markdown
+
+
+def test_run_without_a_renderer_still_has_its_report(written, monkeypatch, capsys):
+    def write_videos(*_, **__):
+        raise ConfigError("MuJoCo cannot draw here")
+
+    monkeypatch.setattr(report, "write_videos", write_videos)
+    text, _ = written(config={"video": True})
+    assert json.loads(text)["videos"] == []
+    assert "MuJoCo cannot draw here" in capsys.readouterr().out
+
+
+# -- so101 compare -------------------------------------------------------------------------------------------------
+@pytest.fixture
+def two_runs(tiny_run, tmp_path):
+    """The tiny run and a copy of it that did better."""
+    other = tmp_path / "other"
+    other.mkdir()
+    content = json.loads((tiny_run / "report.json").read_text())
+    content["results"]["mean"]["success"]["5"]["rate"] = 0.987
+    content["config"]["base"] = "oracle"
+    (other / "report.json").write_text(json.dumps(content))
+    return [tiny_run, other]
+
+
+def test_comparison_has_a_line_for_each_run(two_runs, tiny_report, tmp_path):
+    text = compare_runs(two_runs, tmp_path / "new" / "comparison")
+    lines = text.splitlines()
+    assert len(lines) == 4
+    assert (tmp_path / "new" / "comparison" / "comparison.md").read_text() == text + "\n"
+    base = tiny_report["results"]["base"]["success"]["5"]["rate"]
+    assert f"{base:.1%} -> 98.7%" in lines[3] and "oracle" in lines[3]
+    assert "jacobian" in lines[2] and "plain" in lines[2] and "5,120" in lines[2]
+    for column in ("5 mm", "distance", "return", "minutes", "memory"):
+        assert column in lines[0]
+    assert imageio.imread(tmp_path / "new" / "comparison" / "comparison.png").std() > 0
+
+
+def test_run_without_a_report_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path} has no report.json.*--resume"):
+        read_report(tmp_path)
+    (tmp_path / "report.json").write_text('{"results": ')
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_report(tmp_path)
+
+
+def test_comparison_of_a_missing_run_writes_nothing(tiny_run, tmp_path):
+    with pytest.raises(CheckpointError):
+        compare_runs([tiny_run, tmp_path / "none"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,200 @@
+"""The rollout: the base policy bit for bit at alpha 0, bootstrapped time-outs, reward terms, and what is stored."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mjx_so101 import ConfigError, TaskConfig
+from policies.base import make_base
+from policies.residual import Residual, ResidualConfig, critic_vector
+from train.rollout import BASE, MEAN, NOISE, SAMPLE, Mix, ResidualCosts, Roller
+
+KEY = jax.random.PRNGKey(7)
+COSTS = ResidualCosts(size=0.01, change=0.02)
+GOAL = jnp.array([0.275, 0.175, np.pi / 2])
+
+
+def positions(pending, transition, result):
+    return result.last.physics.qpos, pending.carry.state.target
+
+
+def everything(pending, transition, result):
+    return {"pending": pending, "transition": transition, "result": result}
+
+
+# -- alpha 0 is the base policy ------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def real_env(make_env):
+    """All noises, biases and delays on; episodes short enough to end within a rollout."""
+    return make_env(4, "real", task=TaskConfig(episode_steps=25))
+
+
+@pytest.fixture(scope="module")
+def jacobian_roller(real_env):
+    """Function from alpha and mode to a Roller over `jacobian`."""
+    base, built = make_base("jacobian", real_env.task), {}
+
+    def make(alpha, mode, noise=0.0):
+        if alpha not in built:
+            config = ResidualConfig(alpha=alpha, hidden=(16,), initial_std=0.5)
+            built[alpha] = Roller(real_env, base, Residual(config, base.num_features), positions)
+        return built[alpha].variant(mode, noise)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def base_alone(real_env, jacobian_roller):
+    """qpos and targets [30, env, ...] of the base policy, stepped by hand from the start that a Roller draws."""
+    env, base = real_env, jacobian_roller(0.0, MEAN).base
+    state = jacobian_roller(0.0, MEAN).start(KEY).state
+    carry, chunk, rows = base.init(4), jax.jit(base.chunk), []
+    for _ in range(30):
+        observation = env.observe(state)
+        carry, targets = chunk(carry, observation, jax.random.PRNGKey(0), observation.new_episode)
+        state, result = env.step(state, targets[:, 0])
+        rows.append((np.asarray(result.last.physics.qpos), np.asarray(result.last.target)))
+    return [np.stack(column) for column in zip(*rows, strict=True)]
+
+
+@pytest.mark.parametrize(("alpha", "mode"), [(0.0, SAMPLE), (0.0, MEAN), (0.5, BASE)])
+def test_without_authority_the_base_policy_acts_bit_for_bit(jacobian_roller, base_alone, alpha, mode):
+    roller = jacobian_roller(alpha, mode)
+    _, (qpos, target) = roller.roll(roller.residual.init(KEY), roller.start(KEY), 30)
+    np.testing.assert_array_equal(qpos, base_alone[0])
+    np.testing.assert_array_equal(target, base_alone[1])
+    assert np.ptp(qpos[..., :6], axis=0).max() > 0.1  # the arm did move
+
+
+def test_fresh_mean_action_is_the_base_policy_bit_for_bit(jacobian_roller, base_alone):
+    roller = jacobian_roller(0.5, MEAN)
+    _, (qpos, _) = roller.roll(roller.residual.init(jax.random.PRNGKey(3)), roller.start(KEY), 30)
+    np.testing.assert_array_equal(qpos, base_alone[0])
+
+
+@pytest.mark.parametrize("mode", [SAMPLE, NOISE])
+def test_samples_and_noise_leave_the_base_policy(jacobian_roller, base_alone, mode):
+    roller = jacobian_roller(0.5, mode, noise=0.5)
+    _, (qpos, _) = roller.roll(roller.residual.init(KEY), roller.start(KEY), 30)
+    assert (np.abs(qpos - base_alone[0])[5:].max((0, 2)) > 1e-3).all()
+
+
+def test_unknown_mode_lists_the_valid_ones():
+    with pytest.raises(ConfigError, match=r"mode is 'median'.*'mean', 'sample', 'noise', 'base'"):
+        Mix.of("median", 0.05)
+
+
+# -- ends of episodes and reward terms -----------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def roller(make_env):
+    """Large random residuals over `zero`, in episodes of six steps; keeps all there is."""
+    env = make_env(4, "plain", task=TaskConfig(episode_steps=6))
+    residual = Residual(ResidualConfig(hidden=(16,), initial_std=0.7), 0)
+    return Roller(env, make_base("zero", env.task), residual, everything, mode=SAMPLE, costs=COSTS, discount=0.9)
+
+
+@pytest.fixture(scope="module")
+def learner(roller):
+    return roller.residual.init(KEY)
+
+
+@pytest.fixture(scope="module")
+def rolled(roller, learner):
+    """Three steps from: almost out of time; out of time and solved at once; solved early; anywhere else."""
+    carry = roller.start(KEY)
+    state = carry.state
+    solved = jnp.array([False, True, True, False])
+    pose = jnp.where(solved[:, None], GOAL, state.physics.qpos[:, 6:])
+    state = state.replace(
+        physics=state.physics.replace(qpos=state.physics.qpos.at[:, 6:].set(pose)),
+        step=jnp.array([5, 5, 1, 1], jnp.int32),
+        held=state.held.at[:, 0].set(jnp.where(solved, TaskConfig().hold_steps - 1, 0)),
+    )
+    _, kept = roller.roll(learner, carry.replace(state=state), 3)
+    return kept
+
+
+def test_episodes_end_as_staged(rolled):
+    result = rolled["result"]
+    np.testing.assert_array_equal(result.truncated[0], [True, True, False, False])
+    np.testing.assert_array_equal(result.terminated[0], [False, True, True, False])
+    np.testing.assert_array_equal(result.success[0], [False, True, True, False])
+    np.testing.assert_array_equal(rolled["transition"].done[0], [True, True, True, False])
+    np.testing.assert_array_equal(rolled["pending"].carry.state.step[1], [0, 0, 0, 2])
+    assert not result.done[1:].any()
+
+
+def test_only_a_time_out_adds_the_discounted_value_of_its_last_state(roller, learner, rolled):
+    result, transition = rolled["result"], rolled["transition"]
+    last = jax.tree.map(lambda x: x[0], result.last)
+    vectors = jax.vmap(lambda s: critic_vector(roller.env.task, s, jnp.zeros(0)))(last)
+    value = np.asarray(roller.residual.value(learner, {"privileged_state": vectors}))
+    added = transition.reward - result.reward
+    assert abs(value[0]) > 0.01
+    np.testing.assert_allclose(added[0], [0.9 * value[0], 0, 0, 0], atol=1e-5)
+    np.testing.assert_array_equal(added[1:], 0)
+
+
+def test_reward_is_the_sum_of_its_named_terms(rolled):
+    result = rolled["result"]
+    expected = {"progress", "time", "success", "invalid", "residual_size", "residual_change"}
+    assert set(result.terms) == expected
+    np.testing.assert_allclose(result.reward, sum(result.terms.values()), atol=1e-6)
+    np.testing.assert_allclose(result.terms["success"][0], [0, 2.4, 2.4, 0], atol=1e-6)
+
+
+def test_residual_costs_follow_size_and_change(rolled):
+    """A new episode counts its change from zero."""
+    r, result = rolled["pending"].residual, rolled["result"]
+    assert np.abs(r).max() == 1  # some samples were clipped
+    np.testing.assert_allclose(result.terms["residual_size"], -0.01 * (r**2).sum(-1), rtol=1e-5)
+    before = np.concatenate([np.zeros((1, 4, 6)), r[:-1]])
+    before[1:][result.done[:-1]] = 0
+    np.testing.assert_allclose(result.terms["residual_change"], -0.02 * ((r - before) ** 2).sum(-1), rtol=1e-4)
+    assert (result.terms["residual_change"][1] != -0.02 * (r[1] ** 2).sum(-1)).any()
+
+
+def test_stored_actions_are_not_clipped_and_targets_are_blended(rolled):
+    pending = rolled["pending"]
+    np.testing.assert_array_equal(rolled["transition"].raw, pending.raw)
+    assert np.abs(pending.raw).max() > 1
+    np.testing.assert_array_equal(pending.residual, np.clip(pending.raw, -1, 1))
+    np.testing.assert_allclose(pending.carry.state.target, pending.base_target + 0.05 * pending.residual, atol=1e-6)
+
+
+def test_no_next_observation_is_stored(roller, rolled):
+    """A transition holds both vectors of its own state, the action, one reward and one flag: nothing else."""
+    sizes = [x.shape for x in jax.tree.leaves(rolled["transition"])]
+    assert all(shape[:2] == (3, 4) for shape in sizes)
+    widths = sorted(shape[2] if len(shape) > 2 else 1 for shape in sizes)
+    assert widths == sorted([*roller.residual.sizes.values(), 6, 1, 1])
+    seen = roller.start(KEY).state.physics.qpos[:, :6]
+    np.testing.assert_allclose(rolled["transition"].vectors["privileged_state"][0, :, :6], seen, atol=1e-6)
+
+
+def test_actor_sees_its_own_last_residual(roller, rolled):
+    """Laid out after the joints, the sheet, the effector and the leads: the last six entries over `zero`."""
+    seen, done = rolled["transition"].vectors["state"][..., -6:], rolled["result"].done
+    np.testing.assert_array_equal(seen[0], 0)
+    expected = np.where(done[:-1, :, None], 0, rolled["pending"].residual[:-1])
+    np.testing.assert_array_equal(seen[1:], expected)
+
+
+def test_rolling_on_equals_rolling_at_once(roller, learner, differences):
+    """A rollout is cut into unrolls; where the cuts are changes nothing."""
+    carry, rows = roller.start(KEY), []
+    for steps in (3, 1, 4):
+        carry, kept = roller.roll(learner, carry, steps)
+        rows.append(kept)
+    whole, kept = roller.roll(learner, roller.start(KEY), 8)
+    pieces = jax.tree.map(lambda *x: np.concatenate(x), *rows)
+    assert not differences(kept["transition"], pieces["transition"])
+    assert not differences(whole, carry)
+
+
+def test_value_vectors_are_those_of_the_state_reached(roller, learner):
+    carry, _ = roller.roll(learner, roller.start(KEY), 2)
+    vectors = roller.value_vectors(carry)["privileged_state"]
+    _, kept = roller.roll(learner, carry, 1)
+    np.testing.assert_allclose(vectors, kept["transition"].vectors["privileged_state"][0], atol=1e-6)
