@@ -32,7 +32,7 @@ class TrainConfig:
     """How the sheet rubs on the table: 'dry' or 'viscous'."""
     num_envs: int = 256
     """Environments that train in parallel."""
-    steps: int = 2_500_000
+    steps: int = 4_000_000
     """Control steps to train for, over all environments."""
     seed: int = 0
     episode_steps: int = 200

@@ -29,7 +29,7 @@ class PPOConfig:
     minibatches: int = 8
     learning_rate: float = 1e-3
     """At the start; it falls linearly ..."""
-    final_learning_rate: float = 3e-4
+    final_learning_rate: float = 1e-4
     """... to this one at the end of the run."""
     discount: float = 0.99
     gae_lambda: float = 0.95

@@ -69,6 +69,7 @@ def tiny_run(tmp_path_factory) -> Path:
     arguments = ["train", *TINY_FLAGS, "--out", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["/somewhere/bin/so101", *arguments])  # the report names the command
+        patch.setattr(sys, "orig_argv", ["python", *sys.argv])
         main(arguments)
     return folder
 
