@@ -80,9 +80,12 @@ def test_table_shows_the_rows(record):
     assert "env steps/s" in lines[0] and "physics steps/s" in lines[0]
 
 
-def test_pressed_poses_press_and_differ(make_env):
-    env = make_env(4, "nominal")
-    poses, kinematics = fps.pressed_poses(env), env.task.kinematics
+@pytest.fixture(scope="module")
+def poses(make_env):
+    return fps.pressed_poses(make_env(4, "nominal"))
+
+
+def test_pressed_poses_press_and_differ(poses, kinematics):
     tip = jax.jit(jax.vmap(lambda joints: kinematics.gripper_point(joints, kinematics.fixed_fingertip)[0]))
     low = np.asarray(tip(poses[:, :5]))[:, 2] - kinematics.fingertip_radius
     assert (low < 0.001).all() and (low > -0.005).all()  # below the sheet's upper side
@@ -90,29 +93,30 @@ def test_pressed_poses_press_and_differ(make_env):
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------
-SHORT = FpsConfig(num_envs=(4,), physics=("native",), steps=3, blocks=1)
+SHORT = FpsConfig(num_envs=(8,), physics=("native",), steps=3, blocks=1)
 
 
 def test_an_arm_in_the_air_is_refused(monkeypatch):
-    home = jnp.tile(jnp.asarray(TaskConfig().home), (16, 1))
+    home = jnp.tile(jnp.asarray(TaskConfig().home), (256, 1))
     monkeypatch.setattr(fps, "pressed_poses", lambda env: home)
-    with pytest.raises(HealthError, match=r"native, 4 envs: only 0\.\d+ contacts per env"):
-        measure(SHORT, "native", 4)
+    with pytest.raises(HealthError, match=r"native, 8 envs: only 0\.\d+ contacts per env"):
+        measure(SHORT, "native", 8)
 
 
 @pytest.mark.parametrize("what", ["nan", "overflow"])
-def test_bad_physics_is_refused(monkeypatch, what):
+def test_bad_physics_is_refused(monkeypatch, poses, what):
     step = NativePhysics.step
 
     def bad(self, state, fields, ctrl):
         physics = step(self, state, fields, ctrl)
         if what == "nan":
-            return physics.replace(qpos=np.where(np.arange(4)[:, None] == 2, np.nan, physics.qpos))
-        return physics.replace(overflow=np.array([0, 0, 1, 0], np.int32))
+            return physics.replace(qpos=np.where(np.arange(8)[:, None] == 2, np.nan, physics.qpos))
+        return physics.replace(overflow=np.int32(np.arange(8) == 2))
 
     monkeypatch.setattr(NativePhysics, "step", bad)
-    with pytest.raises(HealthError, match="native, 4 envs: not a valid measurement"):
-        measure(SHORT, "native", 4)
+    monkeypatch.setattr(fps, "pressed_poses", lambda env: poses)  # saves time
+    with pytest.raises(HealthError, match="native, 8 envs: not a valid measurement"):
+        measure(SHORT, "native", 8)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def randomization(folder, **ranges) -> Path:
         ("eval --base zero --tolerance-mm 5 0 --episodes 2", ["tolerance"]),
         ("eval --base zero --tolerance-mm -5 --episodes 2", ["tolerance"]),
         ("eval --base zero --tolerance-mm nan --episodes 2", ["tolerance"]),
-        ("eval --base zero --tolerance-mm --episodes 2", ["tolerance"]),
+        ("eval --base zero --episodes 4 --num-envs 4 --tolerance-mm", ["tolerance"]),
         ("eval --base zero --randomization rela --episodes 2", ["'rela'", "Did you mean 'real'"]),
         ("eval --base zero --physics bullet", ["physics is 'bullet'"]),
         ("compare", ["run"]),
@@ -129,8 +129,8 @@ def test_resume_without_a_checkpoint_is_refused(refused, copy_of_run):
 
 def test_resume_with_other_flags_is_refused_and_loses_nothing(refused, copy_of_run):
     before = {path: path.read_bytes() for path in copy_of_run.rglob("*") if path.is_file()}
-    message = refused("train", "--resume", copy_of_run, "--num-envs", 32, "--base", "zero")
-    assert "num_envs: saved 16, now 32" in message and "base: saved 'jacobian', now 'zero'" in message
+    message = refused("train", "--resume", copy_of_run, "--alpha", 0.25, "--base", "zero")
+    assert "residual.alpha: saved 0.5, now 0.25" in message and "base: saved 'jacobian', now 'zero'" in message
     assert [str(path) for path in before if path.read_bytes() != before[path]] == []
 
 
@@ -189,10 +189,10 @@ def test_eval_prints_nothing_but_json(capsys, read_json):
 
 def test_eval_of_a_run_gives_the_numbers_of_its_report(tiny_run, tiny_report, tmp_path, capsys, read_json):
     """The same episodes, seen through another command."""
-    file = tmp_path / "result.json"
+    file, reported = tmp_path / "result.json", tiny_report["results"]["mean"]
     arguments = ["--physics", "native", "--episodes", "8", "--num-envs", "6", "--seed", str(REPORT_SEED)]
     main(["eval", "--run", str(tiny_run), *arguments, "--json", str(file)])
-    record, reported = read_json(file.read_text()), tiny_report["results"]["mean"]
+    record = read_json(file.read_text())
     assert record["policy"] == str(tiny_run)
     assert record["success"] == reported["success"]
     for name in ("final_distance_mm", "final_yaw_deg", "mean_return", "mean_residual_rad"):

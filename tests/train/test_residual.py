@@ -9,15 +9,9 @@ from brax.training.acme import running_statistics
 from mjx_so101 import ConfigError
 from policies.base import BASES, make_base
 from policies.residual import ACTOR_LAYOUT, CRITIC_LAYOUT, Residual, ResidualConfig, blend, layout_sizes
-from train.rollout import SAMPLE, Roller
+from train.rollout import Roller
 
 KEY = jax.random.PRNGKey(0)
-
-
-def make_roller(env, base="jacobian", mode=SAMPLE, **config):
-    policy = make_base(base, env.task)
-    residual = Residual(ResidualConfig(hidden=(16,), **config), policy.num_features)
-    return Roller(env, policy, residual, lambda *_: jnp.zeros(()), mode=mode)
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +25,30 @@ def learner(residual):
 
 
 @pytest.fixture(scope="module")
-def roller(make_env):
-    return make_roller(make_env(4, "real"))
+def roller(uninterrupted):
+    """The Roller that trains over `jacobian`: 16 environments."""
+    return uninterrupted.trainer.roller
 
 
 @pytest.fixture(scope="module")
-def look(roller):
+def act(roller):
+    return jax.jit(roller.act)
+
+
+@pytest.fixture(scope="module")
+def look(roller, act):
     """Function from a Carry to the vectors of actor and critic."""
     learner = roller.residual.init(KEY)
-    return jax.jit(lambda carry: roller.act(learner, carry, roller.mix).vectors)
+    return lambda carry: act(learner, carry, roller.mix).vectors
 
 
 @pytest.fixture(scope="module")
 def carry(roller):
-    return roller.start(jax.random.PRNGKey(5))
+    """A start with wrong calibration and a wrongly seen sheet."""
+    carry, rng = roller.start(jax.random.PRNGKey(5)), np.random.default_rng(0)
+    bias, seen = rng.normal(0, 0.02, (16, 6)), rng.normal(0, 0.01, (16, 3))
+    params = carry.state.params.replace(joint_bias=jnp.asarray(bias, jnp.float32))
+    return carry.replace(state=carry.state.replace(params=params, seen_sheet=carry.state.seen_sheet + seen))
 
 
 def random_vectors(residual, rows, scale=1.0, seed=0):
@@ -99,13 +103,16 @@ def test_authority_is_alpha_times_scale():
     np.testing.assert_allclose(blend(base, r, residual.authority) - base, 0.05 * r, atol=1e-7)
 
 
-def test_no_sample_moves_a_target_by_more_than_the_authority(make_env):
-    roller = make_roller(make_env(4, "nominal"), "zero", alpha=0.5, residual_scale=0.1, initial_std=30.0)
-    pending = jax.jit(roller.act)(roller.residual.init(KEY), roller.start(KEY), roller.mix)
+def test_no_sample_moves_a_target_by_more_than_the_authority(roller, act, carry):
+    wide = Residual(ResidualConfig(hidden=(16, 16), initial_std=30.0), roller.base.num_features)
+    pending = act(wide.init(KEY), carry, roller.mix)
     assert float(jnp.abs(pending.raw).max()) > 1
     assert float(jnp.abs(pending.residual).max()) == 1
-    moved = pending.carry.state.target - pending.base_target  # no joint limit is within reach of home
-    np.testing.assert_allclose(moved, 0.05 * pending.residual, atol=1e-6)
+    moved = pending.carry.state.target - pending.base_target
+    assert float(jnp.abs(moved).max()) <= 0.05 + 1e-6
+    kinematics = roller.env.task.kinematics
+    blended = np.clip(pending.base_target + 0.05 * pending.residual, kinematics.lower, kinematics.upper)
+    np.testing.assert_allclose(pending.carry.state.target, blended, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["alpha", "residual_scale"])
@@ -128,8 +135,11 @@ def test_bad_networks_are_refused(bad):
 # -- what it sees --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("base", BASES)
 def test_layouts_add_up_to_the_vectors(make_env, base):
-    roller = make_roller(make_env(4, "nominal"), base)
-    learner, carry = roller.residual.init(KEY), roller.start(KEY)
+    env = make_env(4, "nominal")
+    policy = make_base(base, env.task)
+    residual = Residual(ResidualConfig(hidden=(16,)), policy.num_features)
+    roller = Roller(env, policy, residual, None)
+    learner, carry = residual.init(KEY), roller.start(KEY)
     vectors = jax.eval_shape(lambda c: roller.act(learner, c, roller.mix).vectors, carry)
     sizes = layout_sizes(roller.base.num_features)
     assert {k: (4, sum(v.values())) for k, v in sizes.items()} == {k: v.shape for k, v in vectors.items()}
@@ -152,15 +162,15 @@ def test_parts_stand_where_the_layout_says(roller, look, carry):
         ("state", "joint_pos"): qpos[:, :6] + bias,
         ("state", "goal_vector"): 10 * (goal - seen[:, :2]),
         ("state", "goal_yaw"): np.stack([np.sin(2 * turn), np.cos(2 * turn)], -1),
-        ("state", "last_residual"): np.zeros((4, 6)),
+        ("state", "last_residual"): np.zeros((16, 6)),
         ("state", "effector_height"): 10 * np.asarray(roller.env.observe(state).end_effector[:, 2:]),
         ("privileged_state", "joint_pos"): qpos[:, :6],
         ("privileged_state", "goal_vector"): 10 * (goal - qpos[:, 6:8]),
-        ("privileged_state", "held"): np.zeros((4, 1)),
+        ("privileged_state", "held"): np.zeros((16, 1)),
     }
     for (which, name), value in expected.items():
         np.testing.assert_allclose(part(roller, vectors, which, name), value, atol=1e-5, err_msg=name)
-    assert np.abs(bias).max() > 0.003 and np.abs(seen - qpos[:, 6:]).max() > 0.001  # 'real' hides the truth
+    assert np.abs(bias).max() > 0.003 and np.abs(seen - qpos[:, 6:]).max() > 0.001  # the truth is another
 
 
 def hide_truth(state):

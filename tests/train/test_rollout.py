@@ -15,74 +15,84 @@ COSTS = ResidualCosts(size=0.01, change=0.02)
 GOAL = jnp.array([0.275, 0.175, np.pi / 2])
 
 
-def positions(pending, transition, result):
-    return result.last.physics.qpos, pending.carry.state.target
-
-
-def everything(pending, transition, result):
-    return {"pending": pending, "transition": transition, "result": result}
-
-
 # -- alpha 0 is the base policy ------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def real_env(make_env):
-    """All noises, biases and delays on; episodes short enough to end within a rollout."""
-    return make_env(4, "real", task=TaskConfig(episode_steps=25))
+def jacobian(uninterrupted):
+    """The Roller that trains over `jacobian`: 16 environments under `plain`, episodes of 40 steps."""
+    return uninterrupted.trainer.roller
 
 
 @pytest.fixture(scope="module")
-def jacobian_roller(real_env):
-    """Function from alpha and mode to a Roller over `jacobian`."""
-    base, built = make_base("jacobian", real_env.task), {}
-
-    def make(alpha, mode, noise=0.0):
-        if alpha not in built:
-            config = ResidualConfig(alpha=alpha, hidden=(16,), initial_std=0.5)
-            built[alpha] = Roller(real_env, base, Residual(config, base.num_features), positions)
-        return built[alpha].variant(mode, noise)
-
-    return make
+def begin(jacobian):
+    """A start with some environments close to the end of their episode."""
+    carry = jacobian.start(KEY)
+    return carry.replace(state=carry.state.replace(step=jnp.arange(16, dtype=jnp.int32) * 2))
 
 
 @pytest.fixture(scope="module")
-def base_alone(real_env, jacobian_roller):
-    """qpos and targets [30, env, ...] of the base policy, stepped by hand from the start that a Roller draws."""
-    env, base = real_env, jacobian_roller(0.0, MEAN).base
-    state = jacobian_roller(0.0, MEAN).start(KEY).state
-    carry, chunk, rows = base.init(4), jax.jit(base.chunk), []
+def base_alone(jacobian, begin):
+    """The base policy stepped by hand for 30 steps: true joint positions [30, env, 6] before each, and the end."""
+    env, base, state = jacobian.env, jacobian.base, begin.state
+    carry, chunk, rows = begin.base, jax.jit(base.chunk), []
     for _ in range(30):
+        rows.append(np.asarray(state.physics.qpos[:, :6]))
         observation = env.observe(state)
         carry, targets = chunk(carry, observation, jax.random.PRNGKey(0), observation.new_episode)
-        state, result = env.step(state, targets[:, 0])
-        rows.append((np.asarray(result.last.physics.qpos), np.asarray(result.last.target)))
-    return [np.stack(column) for column in zip(*rows, strict=True)]
+        state, _ = env.step(state, targets[:, 0])
+    return np.stack(rows), state
 
 
-@pytest.mark.parametrize(("alpha", "mode"), [(0.0, SAMPLE), (0.0, MEAN), (0.5, BASE)])
-def test_without_authority_the_base_policy_acts_bit_for_bit(jacobian_roller, base_alone, alpha, mode):
-    roller = jacobian_roller(alpha, mode)
-    _, (qpos, target) = roller.roll(roller.residual.init(KEY), roller.start(KEY), 30)
-    np.testing.assert_array_equal(qpos, base_alone[0])
-    np.testing.assert_array_equal(target, base_alone[1])
-    assert np.ptp(qpos[..., :6], axis=0).max() > 0.1  # the arm did move
+def assert_base_acted(roller, learner, begin, base_alone):
+    end, (transition, _) = roller.roll(learner, begin, 30)
+    joints = transition.vectors["privileged_state"][:, :, :6]  # the critic's vector begins with the true joints
+    np.testing.assert_array_equal(joints, base_alone[0])
+    for name in ("qpos", "qvel", "warmstart"):
+        np.testing.assert_array_equal(getattr(end.state.physics, name), getattr(base_alone[1].physics, name))
+    for name in ("target", "seen_sheet", "step", "key"):
+        np.testing.assert_array_equal(getattr(end.state, name), getattr(base_alone[1], name))
+    assert np.ptp(joints, axis=0).max() > 0.1  # the arm did move
+    assert transition.done.any()  # over the ends of episodes
 
 
-def test_fresh_mean_action_is_the_base_policy_bit_for_bit(jacobian_roller, base_alone):
-    roller = jacobian_roller(0.5, MEAN)
-    _, (qpos, _) = roller.roll(roller.residual.init(jax.random.PRNGKey(3)), roller.start(KEY), 30)
-    np.testing.assert_array_equal(qpos, base_alone[0])
+@pytest.mark.parametrize("mode", [SAMPLE, MEAN, NOISE])
+def test_alpha_zero_is_the_base_policy_bit_for_bit(jacobian, shaken, begin, base_alone, mode):
+    without = Residual(ResidualConfig(alpha=0.0, hidden=(16, 16)), jacobian.base.num_features)
+    roller = jacobian.variant(mode)
+    roller.mix = Mix.of(mode, without.authority, noise=0.5)
+    assert Roller(jacobian.env, jacobian.base, without, None, mode, noise=0.5).mix == roller.mix
+    assert_base_acted(roller, shaken(jacobian.residual.init(KEY), 0.5), begin, base_alone)
+
+
+def test_base_mode_is_the_base_policy_bit_for_bit(jacobian, shaken, begin, base_alone):
+    assert jacobian.residual.authority == 0.05
+    assert_base_acted(jacobian.variant(BASE), shaken(jacobian.residual.init(KEY), 0.5), begin, base_alone)
+
+
+def test_fresh_mean_action_is_the_base_policy_bit_for_bit(jacobian, begin, base_alone):
+    assert_base_acted(jacobian.variant(MEAN), jacobian.residual.init(jax.random.PRNGKey(3)), begin, base_alone)
 
 
 @pytest.mark.parametrize("mode", [SAMPLE, NOISE])
-def test_samples_and_noise_leave_the_base_policy(jacobian_roller, base_alone, mode):
-    roller = jacobian_roller(0.5, mode, noise=0.5)
-    _, (qpos, _) = roller.roll(roller.residual.init(KEY), roller.start(KEY), 30)
-    assert (np.abs(qpos - base_alone[0])[5:].max((0, 2)) > 1e-3).all()
+def test_samples_and_noise_leave_the_base_policy(jacobian, begin, base_alone, mode):
+    end, _ = jacobian.variant(mode, noise=0.5).roll(jacobian.residual.init(KEY), begin, 30)
+    assert (np.abs(end.state.physics.qpos - base_alone[1].physics.qpos).max(1) > 1e-3).all()
 
 
 def test_unknown_mode_lists_the_valid_ones():
     with pytest.raises(ConfigError, match=r"mode is 'median'.*'mean', 'sample', 'noise', 'base'"):
         Mix.of("median", 0.05)
+
+
+def test_rolling_on_equals_rolling_at_once(jacobian, begin, differences):
+    """A rollout is cut into unrolls; where the cuts are changes nothing."""
+    learner, carry, rows = jacobian.residual.init(KEY), begin, []
+    for steps in (3, 1, 4):
+        carry, kept = jacobian.roll(learner, carry, steps)
+        rows.append(kept)
+    whole, kept = jacobian.roll(learner, begin, 8)
+    pieces = jax.tree.map(lambda *x: np.concatenate(x), *rows)
+    assert not differences(kept, pieces)
+    assert not differences(whole, carry)
 
 
 # -- ends of episodes and reward terms -----------------------------------------------------------------------------
@@ -91,12 +101,25 @@ def roller(make_env):
     """Large random residuals over `zero`, in episodes of six steps; keeps all there is."""
     env = make_env(4, "plain", task=TaskConfig(episode_steps=6))
     residual = Residual(ResidualConfig(hidden=(16,), initial_std=0.7), 0)
+
+    def everything(pending, transition, result):
+        return {"pending": pending, "transition": transition, "result": result}
+
     return Roller(env, make_base("zero", env.task), residual, everything, mode=SAMPLE, costs=COSTS, discount=0.9)
 
 
 @pytest.fixture(scope="module")
 def learner(roller):
     return roller.residual.init(KEY)
+
+
+def roll_singly(roller, learner, carry, steps):
+    """As `roll`, without the need to compile what joins two steps."""
+    rows = []
+    for _ in range(steps):
+        carry, kept = roller.roll(learner, carry, 1)
+        rows.append(kept)
+    return carry, jax.tree.map(lambda *x: np.concatenate(x), *rows)
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +134,7 @@ def rolled(roller, learner):
         step=jnp.array([5, 5, 1, 1], jnp.int32),
         held=state.held.at[:, 0].set(jnp.where(solved, TaskConfig().hold_steps - 1, 0)),
     )
-    _, kept = roller.roll(learner, carry.replace(state=state), 3)
-    return kept
+    return roll_singly(roller, learner, carry.replace(state=state), 3)[1]
 
 
 def test_episodes_end_as_staged(rolled):
@@ -181,20 +203,8 @@ def test_actor_sees_its_own_last_residual(roller, rolled):
     np.testing.assert_array_equal(seen[1:], expected)
 
 
-def test_rolling_on_equals_rolling_at_once(roller, learner, differences):
-    """A rollout is cut into unrolls; where the cuts are changes nothing."""
-    carry, rows = roller.start(KEY), []
-    for steps in (3, 1, 4):
-        carry, kept = roller.roll(learner, carry, steps)
-        rows.append(kept)
-    whole, kept = roller.roll(learner, roller.start(KEY), 8)
-    pieces = jax.tree.map(lambda *x: np.concatenate(x), *rows)
-    assert not differences(kept["transition"], pieces["transition"])
-    assert not differences(whole, carry)
-
-
 def test_value_vectors_are_those_of_the_state_reached(roller, learner):
-    carry, _ = roller.roll(learner, roller.start(KEY), 2)
+    carry, _ = roll_singly(roller, learner, roller.start(KEY), 2)
     vectors = roller.value_vectors(carry)["privileged_state"]
     _, kept = roller.roll(learner, carry, 1)
     np.testing.assert_allclose(vectors, kept["transition"].vectors["privileged_state"][0], atol=1e-6)
