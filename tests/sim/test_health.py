@@ -167,7 +167,7 @@ def small_model(hovering, pressing, tmp_path_factory):
 def test_native_overflow_names_the_environment(small_model, hovering, pressing, env, make_env):
     physics = make_physics("native", small_model, 3, threads=1)
     for model in physics._models:  # without islands MuJoCo ends the process when memory runs out, instead of warning
-        model.opt.disableflags &= ~mujoco.mjtDisableBit.mjDSBL_ISLAND
+        model.opt.disableflags &= ~int(mujoco.mjtDisableBit.mjDSBL_ISLAND)
     qpos = np.tile(hovering, (3, 1))
     qpos[env] = pressing
     fields = jax.vmap(ModelFields(small_model))(make_env(3, "nominal").reset(0).params)
