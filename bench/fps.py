@@ -58,6 +58,8 @@ class FpsConfig:
     """JSON file to write."""
 
     def __post_init__(self) -> None:
+        if not self.physics:
+            raise ConfigError("physics is empty; name at least one backend: auto, native, warp or jax.")
         for name in self.physics:
             require_choice("physics", name, ("auto", *BACKENDS))
         if not self.num_envs or min(self.num_envs) < 1:

@@ -138,8 +138,8 @@ class ResidualConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name} is {value}; it must be a finite number >= 0.")
-        if not self.initial_std > 0:
-            raise ConfigError(f"initial_std is {self.initial_std}; it must be greater than 0.")
+        if not (math.isfinite(self.initial_std) and self.initial_std > 0):
+            raise ConfigError(f"initial_std is {self.initial_std}; it must be finite and greater than 0.")
         if not self.hidden or min(self.hidden) < 1:
             raise ConfigError(f"hidden is {self.hidden}; give at least one layer of at least 1 unit.")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -87,7 +88,9 @@ def restore(path: Path, name: str, like: Any) -> Any:
             raise CheckpointError(f"checkpoint {path} does not fit ({len(differ)} entries differ): {shown}.")
         try:
             target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), like)
-            return checkpointer.restore(folder, target)
+            restored = checkpointer.restore(folder, target)
+            # through NumPy, because leaves bound to a device would make every jitted function compile again
+            return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored)
         except Exception as error:
             raise CheckpointError(f"checkpoint {path} is damaged: {name!r} cannot be read ({error}).") from error
 

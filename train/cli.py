@@ -77,12 +77,12 @@ def _train(arguments: list[str]) -> None:
     if given.preset == "gpu" or config.physics == "warp":
         _explain_missing_gpu(needed=given.preset == "gpu")
     folder = prepare_folder(Path(given.resume or given.out or _new_folder(config)), resume=bool(given.resume))
-    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     print(f"Training in {folder}: base {config.base}, {config.randomization}, {config.num_envs} environments")
     trainer = Trainer(config, folder)
     if given.resume:
         trainer.resume()
         print(f"Resumed at {trainer.steps:,} steps")
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     if not trainer.run():
         raise SystemExit(130)
     print("Reporting on unseen episodes ...")
@@ -146,6 +146,13 @@ class EvalFlags:
 
 def _eval(arguments: list[str]) -> None:
     flags = _parse(EvalFlags, arguments, "eval")
+    from mjx_so101.errors import ConfigError
+
+    for name in ("episodes", "num_envs"):
+        if getattr(flags, name) < 1:
+            raise ConfigError(f"{name} is {getattr(flags, name)}; it must be at least 1.")
+    if flags.json and flags.json != "-":
+        Path(flags.json).parent.mkdir(parents=True, exist_ok=True)
 
     from train.evaluate import Evaluator
     from train.policy import load_policy

@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from mjx_so101.errors import CheckpointError
+from mjx_so101.errors import CheckpointError, ConfigError
 
 
 def read_report(run: Path) -> dict[str, Any]:
@@ -30,6 +30,8 @@ def compare_runs(runs: list[Path], out: Path) -> str:
 
     Columns: base and final success (mean action) at each tolerance, final distance, return, time, memory.
     """
+    if not runs:
+        raise ConfigError("no run given; name at least one run folder: so101 compare RUN...")
     reports = {str(run): read_report(run) for run in runs}
     tolerances = sorted({t for r in reports.values() for t in r["results"]["base"]["success"]}, key=float)
     head = ["run", "base", "randomization", *(f"{t} mm: base -> final" for t in tolerances)]

@@ -39,7 +39,7 @@ class TrainConfig:
     """Length of a training episode; evaluation always runs 400 steps."""
     tolerance: float = 0.005
     """Success tolerance (m) that training rewards."""
-    stop_at_success: float = 1.0
+    stop_at_success: float = 0.97
     """Stop early once this success rate is reached on the selection episodes (at the training tolerance)."""
     eval_every: float = 0.125
     """Evaluate and checkpoint each time this share of the steps is done."""
@@ -118,7 +118,7 @@ def _build(kind, values: dict[str, Any]):
 
 
 PRESETS: dict[str, TrainConfig] = {
-    "cpu": TrainConfig(stop_at_success=0.97),
+    "cpu": TrainConfig(),
     "gpu": TrainConfig(
         num_envs=4096,
         steps=16_000_000,

@@ -89,6 +89,8 @@ def _caches() -> Iterator[Finding]:
 
 
 def _renderers() -> Iterator[Finding]:
+    if _missing_assets():
+        return  # nothing to draw; _assets says so
     from mjx_so101.errors import ConfigError
     from mjx_so101.render.mujoco import MujocoRenderer
     from mjx_so101.scene import load_model
@@ -102,10 +104,23 @@ def _renderers() -> Iterator[Finding]:
         yield Finding("renderer mujoco", "cannot draw", str(error))
 
 
+def _missing_assets() -> str:
+    from mjx_so101.errors import ConfigError
+    from mjx_so101.scene import assets_dir
+
+    try:
+        assets_dir()
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 def _assets() -> Iterator[Finding]:
     from mjx_so101.scene import assets_dir
 
-    yield Finding("assets", str(assets_dir()))
+    error = _missing_assets()
+    fix = "reinstall the package, or set SO101_ASSETS to the folder that holds so101.xml and desk.xml"
+    yield Finding("assets", error or str(assets_dir()), fix if error else "")
 
 
 def _disk() -> Iterator[Finding]:

@@ -112,8 +112,9 @@ class Trainer:
         if not self.evaluations:
             self.seconds["compile"] += seconds
         elif len(self.evaluations) == 1:
-            self.seconds["evaluation"] += 2 * seconds
-            self.seconds["compile"] -= seconds
+            running = min(seconds, self.seconds["compile"])
+            self.seconds["evaluation"] += seconds + running
+            self.seconds["compile"] -= running
         else:
             self.seconds["evaluation"] += seconds
 
@@ -340,6 +341,8 @@ def prepare_folder(out: Path, resume: bool) -> Path:
         if not (out / "checkpoints" / "last").is_dir():
             raise CheckpointError(f"nothing to resume in {out}: checkpoints/last is missing.")
         return out
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out folder {out} is a file; give another --out.")
     if out.exists() and any(out.iterdir()):
         raise ConfigError(
             f"out folder {out} is not empty; give another --out, or continue that run with --resume {out}."

@@ -63,6 +63,8 @@ def load_policy(
     """
     if (run is None) == (base is None):
         raise ConfigError("give either --run DIR (a trained policy) or --base NAME (a base policy alone), not both.")
+    if not tolerances_mm:
+        raise ConfigError("tolerance_mm is empty; give at least one tolerance in mm, such as 5.")
     overrides = overrides or {}
     tolerances = tuple(mm / 1000 for mm in tolerances_mm)
     if run is None:

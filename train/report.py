@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -79,8 +80,8 @@ def command() -> str:
     words = sys.orig_argv
     if "-m" in words[1:3]:
         module, rest = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
-        return " ".join(["so101"] if module == "train.cli" else ["python", "-m", module]) + " " + " ".join(rest)
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        return shlex.join([*(["so101"] if module == "train.cli" else ["python", "-m", module]), *rest])
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def provenance() -> dict[str, Any]:
@@ -161,7 +162,7 @@ def write_report(trainer, learner: Learner, finished: bool) -> dict[str, Any]:
         "finished": finished,
         "steps": trainer.steps,
         "seconds": {**trainer.seconds, "total": trainer.wall_seconds},
-        "steps_per_second": trainer.steps_per_second,
+        "steps_per_second": trainer.steps_per_second if np.isfinite(trainer.steps_per_second) else None,
         "peak_memory_bytes": peak_memory(),
         "evaluations": trainer.evaluations,
         "results": results,
@@ -206,7 +207,7 @@ def _markdown(report: dict[str, Any]) -> str:
         "",
         f"Command `{report['command']}`, commit {report['commit']}, {report['device']}, physics {env['physics']}.",
         f"{report['steps']:,} control steps of {config['num_envs']} environments, "
-        f"{report['steps_per_second']:,.0f} steps/s; {spent['total']:.0f} s with compilation "
+        f"{report['steps_per_second'] or 0:,.0f} steps/s; {spent['total']:.0f} s with compilation "
         f"({spent['compile']:.0f} s) and evaluation ({spent['evaluation']:.0f} s)"
         + ("." if report["finished"] else "; stopped early by a signal."),
         "",

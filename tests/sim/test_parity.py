@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from mjx_so101 import TaskConfig
+from mjx_so101 import SceneConfig, TaskConfig, load_model
 
 SUBSTEPS = 8
 SHEET = (0.30, 0.20, 1.3)
@@ -65,6 +65,14 @@ def other_physics(model):
             scene.pair_friction[i, :2] = OTHER["fingertip_friction"]
     mujoco.mj_setConst(scene, mujoco.MjData(scene))
     return scene
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The scene as plain MuJoCo C solves it in one piece, like MJX and the native backend: without islands."""
+    model = load_model(SceneConfig(visual=False))
+    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
+    return model
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """A tiny training run through the command line, and the same run made step by step with a Trainer."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -9,17 +10,15 @@ import jax
 import numpy as np
 import pytest
 
-from policies.residual import ResidualConfig
 from train import checkpoint
 from train.cli import main
-from train.config import TrainConfig
+from train.config import PRESETS, TrainConfig
 from train.loop import Trainer
-from train.ppo import PPOConfig
 
 TINY_FLAGS = [
     *("--base", "jacobian", "--physics", "native", "--num-envs", "16", "--steps", "5120", "--episode-steps", "40"),
     *("--eval-every", "0.25", "--eval-episodes", "6", "--report-episodes", "8", "--no-video", "--hidden", "16", "16"),
-    *("--unroll", "8", "--epochs", "2", "--minibatches", "4"),
+    *("--unroll", "8", "--epochs", "2", "--minibatches", "4", "--stop-at-success", "1.0", "--preset", "cpu"),
 ]
 
 
@@ -55,10 +54,12 @@ def tiny_flags() -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_config() -> TrainConfig:
     """What `tiny_flags` mean."""
-    return TrainConfig(
-        base="jacobian", physics="native", num_envs=16, steps=5120, episode_steps=40, eval_every=0.25, eval_episodes=6,
-        report_episodes=8, video=False, residual=ResidualConfig(hidden=(16, 16)),
-        ppo=PPOConfig(unroll=8, epochs=2, minibatches=4),
+    cpu = PRESETS["cpu"]
+    return dataclasses.replace(
+        cpu, base="jacobian", physics="native", num_envs=16, steps=5120, episode_steps=40, eval_every=0.25,
+        eval_episodes=6, report_episodes=8, video=False, stop_at_success=1.0,
+        residual=dataclasses.replace(cpu.residual, hidden=(16, 16)),
+        ppo=dataclasses.replace(cpu.ppo, unroll=8, epochs=2, minibatches=4),
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def test_episodes_begin_at_different_ages(uninterrupted):
 # -- resume --------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def resumed(half_run, second_trainer, current_state, tmp_path_factory):
-    """Another Trainer that resumed after two iterations: its state then, and after two more."""
+    """Another Trainer that resumed after two iterations: its state then, and after each of two more."""
     second_trainer.out = shutil.copytree(half_run, tmp_path_factory.mktemp("resumed") / "run")
     second_trainer.resume()
     states = [current_state(second_trainer)]
@@ -69,6 +69,16 @@ def test_resume_restores_every_bit(resumed, uninterrupted, differences):
 def test_half_plus_resume_plus_half_is_the_whole(resumed, uninterrupted, differences):
     assert not differences(resumed[1][2], uninterrupted.after(4))
     assert differences(resumed[1][2], uninterrupted.after(3))
+
+
+def test_resumed_run_compiles_what_a_fresh_one_does(half_run, second_trainer):
+    """A leaf bound to a device would make every jitted function compile for it, and once more without."""
+    path, like = half_run / "checkpoints" / "last", second_trainer
+    wanted = {"learner": like.learner, "trainer": {"opt_state": like.opt_state, "carry": like.carry, "key": like.key}}
+    restored = {name: checkpoint.restore(path, name, tree) for name, tree in wanted.items()}
+    leaves = jax.tree_util.tree_leaves_with_path(restored)
+    assert [jax.tree_util.keystr(path) for path, leaf in leaves if getattr(leaf, "committed", False)] == []
+    assert [jax.tree_util.keystr(path) for path, leaf in leaves if getattr(leaf, "weak_type", False)] == []
 
 
 def test_sigterm_saves_and_resume_ends_like_a_run_without_it(
