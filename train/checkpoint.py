@@ -46,16 +46,32 @@ def save(path: Path, trees: dict[str, Any], meta: dict[str, Any]) -> None:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    """Swap the new folder in; whatever interrupts this, `recover` finds a whole checkpoint."""
+    old = _old(path)
     if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
         os.rename(path, old)
-    os.rename(temporary, path)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        recover(path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def recover(path: Path) -> None:
+    """Put the former checkpoint back if a crash left nothing in its place."""
+    if not path.exists() and _old(path).is_dir():
+        os.rename(_old(path), path)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
     """The JSON record of a checkpoint. Raises CheckpointError if missing, damaged or of another format."""
+    recover(Path(path))
     file = Path(path) / _META
     try:
         meta = json.loads(file.read_text())

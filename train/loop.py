@@ -338,6 +338,7 @@ def prepare_folder(out: Path, resume: bool) -> Path:
     """Create the run folder. Raises ConfigError if it holds a run and `resume` is False."""
     out = Path(out)
     if resume:
+        checkpoint.recover(out / "checkpoints" / "last")
         if not (out / "checkpoints" / "last").is_dir():
             raise CheckpointError(f"nothing to resume in {out}: checkpoints/last is missing.")
         return out
