@@ -46,10 +46,8 @@ def run(seed: int, folder: Path, flags: list[str]) -> dict[str, Any]:
     return {"seed": seed, "command_seconds": time.perf_counter() - begin, **kept, "evaluations": evaluations}
 
 
-def main(config: TrainBenchConfig, flags: list[str]) -> None:
-    """Run all seeds and write the JSON."""
-    folder = config.folder or Path(tempfile.mkdtemp(prefix="so101_bench_"))
-    runs = [run(seed, folder / f"{config.prefix}-{seed}", flags) for seed in config.seeds]
+def record(config: TrainBenchConfig, flags: list[str], runs: list[dict[str, Any]]) -> None:
+    """Write the JSON of the runs so far."""
 
     def pooled(policy: str) -> float:
         return sum(r["results"][policy]["success"][config.tolerance_mm]["rate"] for r in runs) / len(runs)
@@ -70,7 +68,17 @@ def main(config: TrainBenchConfig, flags: list[str]) -> None:
         figure(f"{prefix}_seconds_incl_compile", longest(lambda r: r["seconds"]["total"]), "s"),
         figure(f"{prefix}_steps_per_s", min(r["steps_per_second"] for r in runs), "control steps/s"),
     ]
-    write_record(config.out, headline, train_flags=flags, note="rates: mean over seeds; times: slowest seed", runs=runs)
+    note = f"{len(runs)} of {len(config.seeds)} seeds; rates: mean over seeds; times: slowest seed"
+    write_record(config.out, headline, train_flags=flags, note=note, runs=runs)
+
+
+def main(config: TrainBenchConfig, flags: list[str]) -> None:
+    """Run all seeds; the JSON is written after each, so a run that is cut off keeps what it has."""
+    folder = config.folder or Path(tempfile.mkdtemp(prefix="so101_bench_"))
+    runs: list[dict[str, Any]] = []
+    for seed in config.seeds:
+        runs.append(run(seed, folder / f"{config.prefix}-{seed}", flags))
+        record(config, flags, runs)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def test_summary_of_no_success_is_still_json(read_json):
     assert summary["success"]["5"] == {"rate": 0.0, "low": 0.0, "high": wilson_interval(0, 4)[1], "median_steps": None}
 
 
-def test_return_counts_up_to_the_first_success(larger, larger_episodes):
+def test_return_counts_up_to_the_first_success(larger, larger_episodes, episodes):
     """Progress from the start to within 20 mm, the bonus, and the cost of the steps until then."""
     task, solved = larger.env.task, larger_episodes.succeeded[:, 2]
     assert solved.any()  # or the test says nothing
@@ -177,3 +177,7 @@ def test_return_counts_up_to_the_first_success(larger, larger_episodes):
     assert (gained >= most - task.config.progress_weight * (10 * 0.06 + 2 * np.sqrt(0.06))).all()
     unsolved = larger_episodes.total_reward[~solved]
     assert (unsolved <= -task.config.time_cost * 400 - task.config.progress_weight * start[~solved]).all()
+    # an episode never solved at 5 mm counts all its steps there, and only those before success at 20 mm here
+    late = solved & ~episodes.succeeded[:, 0]
+    after = episodes.total_reward + task.config.success_bonus - larger_episodes.total_reward
+    assert late.any() and np.abs(after[late]).min() > 0.05
