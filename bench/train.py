@@ -32,6 +32,8 @@ class TrainBenchConfig:
     """Which success makes the headline."""
     folder: Path | None = None
     """Where the run folders go; default a temporary folder."""
+    extend: bool = False
+    """Keep the seeds that `out` already holds and run only the others."""
     out: Path = RESULTS / "train.json"
 
 
@@ -75,8 +77,9 @@ def record(config: TrainBenchConfig, flags: list[str], runs: list[dict[str, Any]
 def main(config: TrainBenchConfig, flags: list[str]) -> None:
     """Run all seeds; the JSON is written after each, so a run that is cut off keeps what it has."""
     folder = config.folder or Path(tempfile.mkdtemp(prefix="so101_bench_"))
-    runs: list[dict[str, Any]] = []
-    for seed in config.seeds:
+    runs: list[dict[str, Any]] = json.loads(config.out.read_text())["runs"] if config.extend else []
+    done = {r["seed"] for r in runs}
+    for seed in [s for s in config.seeds if s not in done]:
         runs.append(run(seed, folder / f"{config.prefix}-{seed}", flags))
         record(config, flags, runs)
 
