@@ -1,11 +1,15 @@
 """Throughput that cannot lie: full environment steps per second with the finger on the sheet.
 
     python -m bench.fps --physics native --num-envs 64 256 --out bench/results/NAME.json
+    python -m bench.fps --obs rgb --cameras top --width 64 --height 64 --num-envs 16384
 
 A step here is everything that training needs of the simulation: action, randomized physics (8 substeps), sensing,
 observation, reward terms, success test and automatic reset. Actions are random targets around poses in which a
 fingertip presses on the table, because an arm in the air makes physics look cheap; MuJoCo C counts the contacts of
 sampled states, and a run with fewer than 0.5 per environment fails. So does one with a NaN or a full buffer.
+
+With `--obs rgb` every step also draws the pictures of every environment, and a picture of one colour fails the run.
+Frames per second are those of all cameras together.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ from bench.record import figure, write_record
 from mjx_so101 import ConfigError, HealthError, PaperReturnEnv, SceneConfig, SO101Error, TaskConfig
 from mjx_so101.errors import require_choice
 from mjx_so101.physics import BACKENDS, default_backend
+from mjx_so101.render import RenderConfig, Renderer, check_pictures, make_renderer
+from mjx_so101.render.sheet import contact_sheet, save_png
 from policies.hand import HandConfig, approach_direction
 from policies.ik import reach_point
 from train.report import peak_memory, provenance
@@ -47,6 +53,13 @@ class FpsConfig:
     """Backends: native, warp, jax."""
     randomization: str = "plain"
     sheet_friction: str = "dry"
+    meshes: str = ""
+    """Draw the robot from these meshes (see SceneConfig.meshes) instead of primitives."""
+    obs: str = "state"
+    """'state', or 'rgb' to draw every environment in every step."""
+    render: tyro.conf.OmitArgPrefixes[RenderConfig] = dataclasses.field(default_factory=RenderConfig)
+    picture: Path | None = None
+    """PNG of the first 16 environments as drawn at the end."""
     steps: int = 50
     """Control steps in one timed block."""
     blocks: int = 5
@@ -62,6 +75,9 @@ class FpsConfig:
             raise ConfigError("physics is empty; name at least one backend: auto, native, warp or jax.")
         for name in self.physics:
             require_choice("physics", name, ("auto", *BACKENDS))
+        require_choice("obs", self.obs, ("state", "rgb"))
+        if self.obs == "rgb" and self.render.renderer == "madrona" and len(self.num_envs) * len(self.physics) > 1:
+            raise ConfigError("madrona is built once, before JAX: give one num_envs and one physics per run.")
         if not self.num_envs or min(self.num_envs) < 1:
             raise ConfigError(f"num_envs is {self.num_envs}; every count must be at least 1.")
         if self.steps < 1 or self.blocks < 1:
@@ -89,8 +105,9 @@ class Loop:
     """Steps an environment with random pressed targets; everything computed ends up in `carry`, so nothing is
     optimized away."""
 
-    def __init__(self, env: PaperReturnEnv, seed: int):
-        self.env = env
+    def __init__(self, env: PaperReturnEnv, seed: int, renderer: Renderer | None = None):
+        self.env, self.renderer = env, renderer
+        self._fused = env.jittable and (renderer is None or renderer.jittable)
         self.poses = pressed_poses(env)
         self._act, self._settle = jax.jit(self._act_traced), jax.jit(self._settle_traced)
         self._scan = jax.jit(self._scan_traced, static_argnames="steps")
@@ -102,6 +119,7 @@ class Loop:
             "state": state.replace(step=age.astype(jnp.int32)),
             "key": key,
             "sums": {"observation": zero, "reward": zero, "resets": zero, "overflow": zero, "nonfinite": zero},
+            "pixels": zero,
         }
 
     def _act_traced(self, carry):
@@ -127,7 +145,15 @@ class Loop:
             "nonfinite": jnp.sum(result.last.nonfinite),
         }
         sums = {name: carry["sums"][name] + value for name, value in new.items()}
-        return {**carry, "state": state, "sums": sums}
+        pixels = carry["pixels"]
+        if self.renderer and self.renderer.jittable:
+            pixels = self._seen(self.renderer.render(state))
+        return {**carry, "state": state, "sums": sums, "pixels": pixels}
+
+    @staticmethod
+    def _seen(rgb) -> jax.Array:
+        """One number that needs every pixel."""
+        return jnp.mean(jnp.asarray(rgb).astype(jnp.float32))
 
     def _scan_traced(self, carry, steps):
         def step(carry, _):
@@ -139,13 +165,47 @@ class Loop:
     def run(self, steps: int) -> float:
         """Do `steps` control steps; returns the seconds they took, results on the device included."""
         begin = time.perf_counter()
-        if self.env.jittable:
+        if self._fused:
             self.carry = self._scan(self.carry, steps=steps)
         else:
             for _ in range(steps):
-                carry, fields, ctrl = self._act(self.carry)
-                self.carry = self._settle(carry, self.env.physics.step(carry["state"].physics, fields, ctrl))
+                self._step_from_host()
         jax.block_until_ready(self.carry)
+        return time.perf_counter() - begin
+
+    def _step_from_host(self) -> None:
+        if self.env.jittable:
+            self.carry = self._scan(self.carry, steps=1)
+        else:
+            carry, fields, ctrl = self._act(self.carry)
+            self.carry = self._settle(carry, self.env.physics.step(carry["state"].physics, fields, ctrl))
+        if self.renderer and not self.renderer.jittable:
+            self.carry["pixels"] = self._seen(self.renderer.render(self.carry["state"]))
+
+    def draw(self, times: int) -> float:
+        """Seconds for drawing the state reached `times` times, nothing else; the arm moves a little in between."""
+        assert self.renderer is not None
+        state = self.carry["state"]
+
+        def moved(i):
+            physics = state.physics.replace(qpos=state.physics.qpos + 1e-4 * i)
+            return state.replace(physics=physics)
+
+        def all_traced():
+            def draw(total, i):
+                return total + self._seen(self.renderer.render(moved(i))), None
+
+            return jax.lax.scan(draw, jnp.zeros(()), jnp.arange(times, dtype=jnp.float32))[0]
+
+        def all_from_host():
+            for i in range(times):
+                pixels = self._seen(self.renderer.render(moved(float(i))))
+            return pixels
+
+        draw = jax.jit(all_traced) if self.renderer.jittable else all_from_host
+        jax.block_until_ready(draw())
+        begin = time.perf_counter()
+        jax.block_until_ready(draw())
         return time.perf_counter() - begin
 
     def contacts(self, most: int = 256) -> float:
@@ -162,9 +222,12 @@ class Loop:
 
 def measure(config: FpsConfig, backend: str, num_envs: int) -> dict[str, Any]:
     """One row of the table. Raises HealthError if the run was not honest work."""
-    scene = SceneConfig(sheet_friction=config.sheet_friction, visual=False)
+    scene = SceneConfig(sheet_friction=config.sheet_friction, visual=False, meshes=config.meshes)
+    # madrona must have drawn before JAX touches the GPU
+    renderer = make_renderer(config.render, scene, num_envs) if config.obs == "rgb" else None
+    backend = default_backend() if backend == "auto" else backend
     env = PaperReturnEnv(num_envs, backend, config.randomization, scene, TaskConfig())
-    loop = Loop(env, config.seed)
+    loop = Loop(env, config.seed, renderer)
     first = loop.run(config.steps)  # compiles
     loop.run(config.steps)  # reaches steady contact
     seconds, contacts = [], []
@@ -184,6 +247,7 @@ def measure(config: FpsConfig, backend: str, num_envs: int) -> dict[str, Any]:
         "resets": sums["resets"],
         "overflows": sums["overflow"],
         "nonfinite": sums["nonfinite"],
+        **_pictures(config, loop),
         "peak_memory_bytes": peak_memory(),
     }
     if sums["overflow"] or sums["nonfinite"] or not np.isfinite(sums["observation"] + sums["reward"]):
@@ -193,27 +257,59 @@ def measure(config: FpsConfig, backend: str, num_envs: int) -> dict[str, Any]:
     return row
 
 
+def _pictures(config: FpsConfig, loop: Loop) -> dict[str, Any]:
+    """What a row says of pictures. Raises HealthError if one of them is constant."""
+    renderer = loop.renderer
+    if renderer is None:
+        return {}
+    drawn = np.asarray(renderer.render(loop.carry["state"]))
+    check_pictures(drawn, renderer.cameras)
+    if config.picture:
+        save_png(config.picture, contact_sheet(drawn[:16]))
+    cameras = len(renderer.cameras)
+    return {
+        "renderer": renderer.name,
+        "cameras": list(renderer.cameras),
+        "width": renderer.width,
+        "height": renderer.height,
+        "shadows": config.render.shadows,
+        "textures": config.render.textures,
+        "meshes": config.meshes,
+        "render_only_frames_per_s": loop.env.num_envs * cameras * config.steps / loop.draw(config.steps),
+    }
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as aligned text."""
-    lines = [f"{'physics':8} {'envs':>7} {'env steps/s':>13} {'physics steps/s':>16} {'contacts':>9} {'compile s':>10}"]
+    lines = [f"{'physics':8} {'envs':>7} {'env steps/s':>13} {'contacts':>9} {'compile s':>10}  pictures"]
     for r in rows:
+        seen = ""
+        if "renderer" in r:
+            seen = (
+                f"{r['renderer']} {'+'.join(r['cameras'])} {r['width']}x{r['height']}, "
+                f"{r['render_only_frames_per_s']:,.0f} frames/s when only drawing"
+            )
         lines.append(
-            f"{r['physics']:8} {r['num_envs']:>7} {r['env_steps_per_s']:>13,.0f} {r['physics_steps_per_s']:>16,.0f} "
-            f"{r['contacts_per_env']:>9.2f} {r['compile_s']:>10.1f}"
+            f"{r['physics']:8} {r['num_envs']:>7} {r['env_steps_per_s']:>13,.0f} {r['contacts_per_env']:>9.2f} "
+            f"{r['compile_s']:>10.1f}  {seen}"
         )
     return "\n".join(lines)
 
 
+def headline_name(config: FpsConfig) -> str:
+    """<device>_state_env_steps_per_s or <device>_rgb<size>x<cameras>_env_steps_per_s."""
+    kind = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    render = config.render
+    size = f"{render.width}" if render.width == render.height else f"{render.width}x{render.height}"
+    what = "state" if config.obs == "state" else f"rgb{size}x{len(render.cameras)}"
+    return config.headline or f"{kind}_{what}_env_steps_per_s"
+
+
 def main(config: FpsConfig) -> dict[str, Any]:
     """Measure, print the table and write the JSON; gives the record."""
-    rows = []
-    for name in config.physics:
-        backend = default_backend() if name == "auto" else name
-        rows += [measure(config, backend, n) for n in config.num_envs]
+    rows = [measure(config, name, n) for name in config.physics for n in config.num_envs]
     best = max(rows, key=lambda r: r["env_steps_per_s"])
-    kind = "cpu" if jax.default_backend() == "cpu" else "gpu"
-    name = config.headline or f"{kind}_state_env_steps_per_s"
-    headline = [figure(name, best["env_steps_per_s"], "control steps/s")]
+    headline = [figure(headline_name(config), best["env_steps_per_s"], "control steps/s")]
     details = {
         "sheet_friction": config.sheet_friction,
         "randomization": config.randomization,

@@ -1,6 +1,6 @@
 """mjx_so101: the SO-101 paper-return task as thousands of parallel MJX environments."""
 
-from mjx_so101.render.gl import choose_gl
+from mjx_so101.gl import choose_gl
 
 choose_gl()
 

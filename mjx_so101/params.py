@@ -18,6 +18,8 @@ from mjx_so101.errors import ConfigError, require_choice
 
 MAX_LATENCY = 6
 """Longest sensing latency in control steps; it sets the length of the sheet's history."""
+TABLE_TEXTURES = ("melamine", "wood", "felt", "concrete", "tiles")
+SHEET_TEXTURES = ("blank", "text", "lined", "squared")
 
 
 class Field(NamedTuple):
@@ -30,10 +32,19 @@ class Field(NamedTuple):
     size: int
     integer: bool
     meaning: str
+    group: str  # 'physics', 'start' or 'look'
 
 
-def _field(default, unit, low, high, meaning, size=1, integer=False) -> Field:
-    return Field(default, unit, low, high, size, integer, meaning)
+def _field(default, unit, low, high, meaning, size=1, integer=False, group="physics") -> Field:
+    return Field(default, unit, low, high, size, integer, meaning, group)
+
+
+def _start(default, unit, low, high, meaning, size=1) -> Field:
+    return _field(default, unit, low, high, meaning, size, group="start")
+
+
+def _look(default, unit, low, high, meaning, size=1, integer=False) -> Field:
+    return _field(default, unit, low, high, meaning, size, integer, group="look")
 
 
 FIELDS: dict[str, Field] = {
@@ -49,10 +60,35 @@ FIELDS: dict[str, Field] = {
     "sensing_latency": _field(0, "control steps", 0, MAX_LATENCY, "age of the sheet pose seen", integer=True),
     "sheet_position_noise": _field(0.0, "m", 0.0, 0.05, "standard deviation of the seen sheet position"),
     "sheet_yaw_noise": _field(0.0, "rad", 0.0, 0.5, "standard deviation of the seen sheet yaw"),
-    "start_distance": _field(0.1, "m", 0.0, 0.3, "start distance of the sheet's centre from the goal"),
-    "start_direction": _field(math.pi / 2, "rad", -math.pi, math.pi, "direction of the start from the goal"),
-    "start_yaw": _field(0.0, "rad", -math.pi / 2, math.pi / 2, "start yaw of the sheet against the goal yaw"),
-    "start_joint_offset": _field(0.0, "rad", -0.1, 0.1, "start of the five arm joints against home", size=5),
+    "start_distance": _start(0.1, "m", 0.0, 0.3, "start distance of the sheet's centre from the goal"),
+    "start_direction": _start(math.pi / 2, "rad", -math.pi, math.pi, "direction of the start from the goal"),
+    "start_yaw": _start(0.0, "rad", -math.pi / 2, math.pi / 2, "start yaw of the sheet against the goal yaw"),
+    "start_joint_offset": _start(0.0, "rad", -0.1, 0.1, "start of the five arm joints against home", size=5),
+    # how things look; only renderers read them
+    "table_color": _look(0.0, "-", -1.0, 1.0, "added to the table's sRGB colour, per channel", size=3),
+    "sheet_color": _look(0.0, "-", -1.0, 1.0, "added to the sheet's colour", size=3),
+    "tape_color": _look(0.0, "-", -1.0, 1.0, "added to the tape's colour", size=3),
+    "link_color": _look(0.0, "-", -1.0, 1.0, "added to the colour of the robot's links", size=3),
+    "finger_color": _look(0.0, "-", -1.0, 1.0, "added to the colour of gripper and jaw", size=3),
+    "table_texture": _look(0, "index", 0, len(TABLE_TEXTURES) - 1, "which of TABLE_TEXTURES", integer=True),
+    "sheet_texture": _look(0, "index", 0, len(SHEET_TEXTURES) - 1, "which of SHEET_TEXTURES", integer=True),
+    "light_azimuth": _look(0.0, "rad", -math.pi, math.pi, "main light turned round the goal's vertical"),
+    "light_tilt": _look(0.0, "rad", -1.0, 1.0, "main light tilted away from its nominal height"),
+    "light_intensity": _look(1.0, "-", 0.0, 3.0, "all lights over nominal"),
+    "light_color": _look(1.0, "-", 0.0, 2.0, "main light's colour over nominal, per channel", size=3),
+    "light_shadow": _look(1, "-", 0, 1, "1: the main light casts shadows", integer=True),
+    "top_camera_position": _look(0.0, "m", -0.2, 0.2, "top camera moved along world x, y, z", size=3),
+    "top_camera_rotation": _look(0.0, "rad", -0.5, 0.5, "top camera turned about its own axes", size=3),
+    "top_camera_fovy": _look(0.0, "deg", -20.0, 20.0, "added to the top camera's vertical field of view"),
+    "wrist_camera_position": _look(0.0, "m", -0.05, 0.05, "wrist camera moved along the gripper's axes", size=3),
+    "wrist_camera_rotation": _look(0.0, "rad", -0.5, 0.5, "wrist camera turned about its own axes", size=3),
+    "wrist_camera_fovy": _look(0.0, "deg", -20.0, 20.0, "added to the wrist camera's field of view"),
+    # what the image sensor does to the picture (render.sensor)
+    "exposure": _look(0.0, "stops", -3.0, 3.0, "brightness, linear light times 2 ** exposure"),
+    "white_balance": _look(0.0, "-", -1.0, 1.0, "red over blue in linear light: 2 ** (white_balance / 2) each way"),
+    "image_gamma": _look(1.0, "-", 0.3, 3.0, "exponent of the picture's contrast curve"),
+    "image_blur": _look(0.0, "px", 0.0, 3.0, "standard deviation of a Gaussian blur"),
+    "image_noise": _look(0.0, "-", 0.0, 0.3, "standard deviation of pixel noise, 1 is white"),
 }
 
 
@@ -76,6 +112,29 @@ class EnvParams:
     start_direction: jax.Array
     start_yaw: jax.Array
     start_joint_offset: jax.Array  # [5]
+    table_color: jax.Array  # [3]
+    sheet_color: jax.Array  # [3]
+    tape_color: jax.Array  # [3]
+    link_color: jax.Array  # [3]
+    finger_color: jax.Array  # [3]
+    table_texture: jax.Array  # int32
+    sheet_texture: jax.Array  # int32
+    light_azimuth: jax.Array
+    light_tilt: jax.Array
+    light_intensity: jax.Array
+    light_color: jax.Array  # [3]
+    light_shadow: jax.Array  # int32
+    top_camera_position: jax.Array  # [3]
+    top_camera_rotation: jax.Array  # [3]
+    top_camera_fovy: jax.Array
+    wrist_camera_position: jax.Array  # [3]
+    wrist_camera_rotation: jax.Array  # [3]
+    wrist_camera_fovy: jax.Array
+    exposure: jax.Array
+    white_balance: jax.Array
+    image_gamma: jax.Array
+    image_blur: jax.Array
+    image_noise: jax.Array
 
 
 Range = tuple[float, float]
@@ -177,10 +236,37 @@ _WILD = {
     "sensing_latency": (0, 5),
     "start_yaw": (-0.7, 0.7),
 }
-PRESETS: dict[str, Randomization] = {
-    name: Randomization(name, ranges)
-    for name, ranges in (("nominal", _STARTS), ("plain", _PLAIN), ("real", _REAL), ("wild", _WILD))
+_LOOKS = {
+    "table_color": (-0.05, 0.45),
+    "sheet_color": (-0.15, 0.05),
+    "tape_color": (-0.12, 0.12),
+    "link_color": (-0.3, 0.07),
+    "finger_color": (-0.2, 0.2),
+    "table_texture": (0, len(TABLE_TEXTURES) - 1),
+    "sheet_texture": (0, len(SHEET_TEXTURES) - 1),
+    "light_azimuth": (-math.pi, math.pi),
+    "light_tilt": (-0.4, 0.4),
+    "light_intensity": (0.6, 1.4),
+    "light_color": (0.8, 1.2),
+    "light_shadow": (0, 1),
+    "top_camera_position": (-0.015, 0.015),
+    "top_camera_rotation": (-0.03, 0.03),
+    "top_camera_fovy": (-2.0, 2.0),
+    "wrist_camera_position": (-0.004, 0.004),
+    "wrist_camera_rotation": (-0.04, 0.04),
+    "wrist_camera_fovy": (-3.0, 3.0),
+    "exposure": (-0.5, 0.5),
+    "white_balance": (-0.4, 0.4),
+    "image_gamma": (0.85, 1.15),
+    "image_blur": (0.0, 0.7),
+    "image_noise": (0.0, 0.03),
 }
+_PHYSICAL = {"nominal": _STARTS, "plain": _PLAIN, "real": _REAL, "wild": _WILD}
+PRESETS: dict[str, Randomization] = {
+    **{name: Randomization(name, ranges) for name, ranges in _PHYSICAL.items()},
+    **{f"{name}+looks": Randomization(f"{name}+looks", {**ranges, **_LOOKS}) for name, ranges in _PHYSICAL.items()},
+}
+"""`nominal`, `plain`, `real`, `wild` vary the physics; with `+looks` the pictures vary as well."""
 
 
 def load_randomization(name_or_file: str | Path | Randomization) -> Randomization:

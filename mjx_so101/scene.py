@@ -10,6 +10,9 @@ import mujoco
 import numpy as np
 
 from mjx_so101.errors import ConfigError, require_choice
+from mjx_so101.meshes import MIN_TRIANGLES, use_meshes
+from mjx_so101.params import SHEET_TEXTURES, TABLE_TEXTURES
+from mjx_so101.textures import SIZE, make_texture
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 SHEET_JOINTS = ("paper_x", "paper_y", "paper_yaw")
@@ -17,6 +20,33 @@ ARM_BODIES = ("shoulder", "upper_arm", "lower_arm", "wrist", "gripper", "moving_
 FINGERTIPS = ("fixed_fingertip", "moving_fingertip")
 CAMERAS = ("top", "wrist")
 SHEET_FRICTIONS = ("dry", "viscous")
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraConfig:
+    """A camera beside `top` and `wrist`."""
+
+    name: str
+    position: tuple[float, float, float]
+    """In the frame of `body` (m)."""
+    quaternion: tuple[float, float, float, float]
+    """Orientation in the frame of `body`, w first; a camera looks along its -z axis, its y axis is up in the image."""
+    body: str = "world"
+    """Body that carries the camera."""
+    fovy_deg: float = 50.0
+    """Vertical field of view."""
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name in CAMERAS:
+            raise ConfigError(f"camera name {self.name!r} is empty or taken; choose another than {', '.join(CAMERAS)}.")
+        require_choice(f"body of camera {self.name!r}", self.body, ("world", "base", *ARM_BODIES, "paper"))
+        if not np.isfinite(self.position).all() or len(self.position) != 3:
+            raise ConfigError(f"position of camera {self.name!r} is {self.position}; give 3 finite lengths (m).")
+        length = np.linalg.norm(self.quaternion)
+        if len(self.quaternion) != 4 or not abs(length - 1) < 1e-3:
+            raise ConfigError(f"quaternion of camera {self.name!r} is {self.quaternion}; give 4 numbers of norm 1.")
+        if not 0 < self.fovy_deg < 180:
+            raise ConfigError(f"fovy_deg of camera {self.name!r} is {self.fovy_deg}; it must be in (0, 180).")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +93,13 @@ class SceneConfig:
     wrist_camera_position: tuple[float, float, float] = (0.0025, 0.0609, 0.0120)
     wrist_camera_quaternion: tuple[float, float, float, float] = (0.68685, -0.17120, 0.16484, 0.68685)
     wrist_camera_fovy_deg: float = 75.0
+    extra_cameras: tuple[CameraConfig, ...] = ()
+    """Cameras beside `top` and `wrist`."""
+    meshes: str = ""
+    """Draw the robot with the official SO-101 meshes: a folder with the STL files, 'package' for an installed package
+    that carries them, '' for primitives. Ignored where `visual` is False."""
+    mesh_triangles: int = 20_000
+    """Triangles of the robot's meshes, all together; larger files are decimated."""
 
     def __post_init__(self) -> None:
         require_choice("sheet_friction", self.sheet_friction, SHEET_FRICTIONS)
@@ -73,6 +110,17 @@ class SceneConfig:
         for name in ("substeps", "solver_iterations", "line_search_iterations"):
             if getattr(self, name) != int(getattr(self, name)):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a whole number.")
+
+        if self.mesh_triangles < MIN_TRIANGLES:
+            raise ConfigError(f"mesh_triangles is {self.mesh_triangles}; it must be at least {MIN_TRIANGLES}.")
+        names = self.camera_names
+        if len(set(names)) != len(names):
+            raise ConfigError(f"camera names {', '.join(names)} are not unique; rename the repeated one.")
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """All cameras of the scene, in the order of the model."""
+        return (*CAMERAS, *(camera.name for camera in self.extra_cameras))
 
     def with_acceleration_sensors(self) -> SceneConfig:
         """The same scene with `acceleration_sensors` on."""
@@ -107,7 +155,7 @@ def load_model(config: SceneConfig | None = None) -> mujoco.MjModel:
 
     Bodies: base, shoulder, upper_arm, lower_arm, wrist, gripper, moving_jaw_so101_v1, paper. qpos and qvel are
     9 long: the six joints of `JOINTS` (rad), then the sheet's x, y (m) and yaw (rad) in the world. ctrl is 6 long,
-    absolute joint targets in rad. Raises ConfigError if the assets folder is missing.
+    absolute joint targets in rad. Raises ConfigError if the assets folder is missing, or `meshes` cannot be used.
     """
     config = config or SceneConfig()
     folder = assets_dir()
@@ -122,9 +170,18 @@ def load_model(config: SceneConfig | None = None) -> mujoco.MjModel:
     _set_options(spec, config)
     if config.acceleration_sensors:
         _add_acceleration_sensors(spec)
-    if not config.visual:
+    if config.visual:
+        _add_textures(spec)
+        if config.meshes:
+            use_meshes(spec, config.meshes, config.mesh_triangles)
+    else:
         _drop_visuals(spec)
     return spec.compile()
+
+
+def load_visual_model(config: SceneConfig | None = None) -> mujoco.MjModel:
+    """The scene as renderers draw it: with everything that physics may leave out. Geom ids are those of this model."""
+    return load_model(dataclasses.replace(config or SceneConfig(), visual=True, acceleration_sensors=False))
 
 
 def _set_options(spec: mujoco.MjSpec, config: SceneConfig) -> None:
@@ -196,6 +253,18 @@ def _add_tape(spec: mujoco.MjSpec, config: SceneConfig) -> None:
         )  # fmt: skip
 
 
+def _add_textures(spec: mujoco.MjSpec) -> None:
+    """All textures that looks may choose from; the first of each list is the default."""
+    for name in (*TABLE_TEXTURES, *SHEET_TEXTURES):
+        texture = spec.add_texture(
+            name=name, type=mujoco.mjtTexture.mjTEXTURE_2D, width=SIZE, height=SIZE, nchannel=3,
+            colorspace=mujoco.mjtColorSpace.mjCOLORSPACE_LINEAR,
+        )  # fmt: skip
+        texture.data = make_texture(name).tobytes()
+    for material, names in (("table", TABLE_TEXTURES), ("sheet", SHEET_TEXTURES)):
+        spec.material(material).textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = names[0]
+
+
 def _add_cameras(spec: mujoco.MjSpec, config: SceneConfig) -> None:
     """`top` looks straight down, image-right = world -y, image-up = world +x; `wrist` rides on the gripper."""
     half = np.sqrt(0.5)
@@ -207,6 +276,9 @@ def _add_cameras(spec: mujoco.MjSpec, config: SceneConfig) -> None:
         name="wrist", pos=config.wrist_camera_position, quat=config.wrist_camera_quaternion,
         fovy=config.wrist_camera_fovy_deg,
     )  # fmt: skip
+    for camera in config.extra_cameras:
+        body = spec.worldbody if camera.body == "world" else spec.body(camera.body)
+        body.add_camera(name=camera.name, pos=camera.position, quat=camera.quaternion, fovy=camera.fovy_deg)
 
 
 def _add_acceleration_sensors(spec: mujoco.MjSpec) -> None:

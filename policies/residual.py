@@ -3,7 +3,8 @@
     target = base + alpha * residual_scale * r,   r = clip(mean or sample, -1, 1)
 
 Actor and critic read two vectors; `ACTOR_LAYOUT` and `CRITIC_LAYOUT` list their parts in order. The actor sees only
-what the robot could know; the critic also sees the truth, which it needs in training alone.
+what the robot could know; the critic also sees the truth, which it needs in training alone. An actor that sees pixels
+is told nothing of the sheet's pose.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from brax.training import networks as brax_networks
 from brax.training.acme import running_statistics, specs
 from brax.training.agents.ppo import networks as ppo_networks
 
 from mjx_so101.errors import ConfigError
 from mjx_so101.geometry import rotate
 from mjx_so101.params import FIELDS
+from mjx_so101.render import RenderConfig
 from mjx_so101.task import Observation, PaperReturn, State
 
 ACTION_SIZE = 6
@@ -40,7 +43,7 @@ ACTOR_LAYOUT: tuple[tuple[str, int, str], ...] = (
     ("last_residual", 6, "residual r of the step before"),
     ("base_features", -1, "what the base policy tells of its plan"),
 )
-_PRIVILEGED = tuple(name for name in FIELDS if not name.startswith("start_"))
+_PRIVILEGED = tuple(name for name, field in FIELDS.items() if field.group == "physics")
 CRITIC_LAYOUT: tuple[tuple[str, int, str], ...] = (
     ("joint_pos", 6, "true joint positions, rad"),
     ("joint_vel", 6, "joint velocities / 5 rad/s"),
@@ -58,18 +61,36 @@ CRITIC_LAYOUT: tuple[tuple[str, int, str], ...] = (
 )
 
 
-def layout_sizes(num_features: int) -> dict[str, dict[str, int]]:
-    """Size of each part of both vectors for a base policy with num_features features."""
-    return {
+_OF_THE_SHEET = ("goal_vector", "goal_yaw", "overshoot", "sheet_vel", "effector_on_sheet")
+"""Parts of ACTOR_LAYOUT that an actor with pixels must find in its pictures."""
+
+
+def actor_layout(pixels: bool) -> tuple[tuple[str, int, str], ...]:
+    """`ACTOR_LAYOUT`, or the part of it that an actor with pixels gets beside them."""
+    return tuple(entry for entry in ACTOR_LAYOUT if not (pixels and entry[0] in _OF_THE_SHEET))
+
+
+def layout_sizes(num_features: int, render: RenderConfig | None = None) -> dict[str, dict[str, int]]:
+    """Size of each part of both vectors for a base policy with num_features features, and of the pictures."""
+    layouts = {"state": actor_layout(render is not None), "privileged_state": CRITIC_LAYOUT}
+    sizes = {
         which: {name: num_features if size < 0 else size for name, size, _ in layout}
-        for which, layout in (("state", ACTOR_LAYOUT), ("privileged_state", CRITIC_LAYOUT))
+        for which, layout in layouts.items()
     }
+    if render is None:
+        return sizes
+    return {**sizes, "pixels": dict.fromkeys(render.cameras, 3 * render.width * render.height)}
 
 
 def actor_vector(
-    task: PaperReturn, seen: Observation, base_target: jax.Array, features: jax.Array, last_residual: jax.Array
+    task: PaperReturn,
+    seen: Observation,
+    base_target: jax.Array,
+    features: jax.Array,
+    last_residual: jax.Array,
+    pixels: bool = False,
 ) -> jax.Array:
-    """The actor's input for one environment, laid out as `ACTOR_LAYOUT`."""
+    """The actor's input for one environment, laid out as `actor_layout(pixels)`."""
     geometry = task.geometry
     left = geometry.rotation_left(seen.sheet)
     parts = {
@@ -86,7 +107,7 @@ def actor_vector(
         "last_residual": last_residual,
         "base_features": features,
     }
-    return jnp.concatenate([parts[name] for name, _, _ in ACTOR_LAYOUT])
+    return jnp.concatenate([parts[name] for name, _, _ in actor_layout(pixels)])
 
 
 def critic_vector(task: PaperReturn, state: State, features: jax.Array) -> jax.Array:
@@ -156,10 +177,12 @@ class Learner:
 class Residual:
     """Networks of the residual over a base policy, as pure functions of a `Learner`."""
 
-    def __init__(self, config: ResidualConfig, num_features: int):
-        self.config = config
-        self.sizes = {k: sum(v.values()) for k, v in layout_sizes(num_features).items()}
-        self._networks = ppo_networks.make_ppo_networks(
+    def __init__(self, config: ResidualConfig, num_features: int, render: RenderConfig | None = None):
+        """render: the pictures that the actor sees; None for an actor that is told the sheet's pose."""
+        self.config, self.render = config, render
+        sizes = layout_sizes(num_features, render)
+        self.sizes = {name: sum(sizes[name].values()) for name in ("state", "privileged_state")}
+        networks = ppo_networks.make_ppo_networks(
             {name: (size,) for name, size in self.sizes.items()},
             ACTION_SIZE,
             preprocess_observations_fn=_normalize,
@@ -173,27 +196,49 @@ class Residual:
             init_noise_std=config.initial_std,
             mean_kernel_init_fn=lambda: jax.nn.initializers.zeros,  # step 0 is exactly the base policy
         )
-        self.distribution = self._networks.parametric_action_distribution
+        self._value, self.distribution = networks.value_network, networks.parametric_action_distribution
+        self._policy = networks.policy_network if render is None else self._vision_network(render)
+
+    def _vision_network(self, render: RenderConfig) -> brax_networks.FeedForwardNetwork:
+        """A convolutional network per camera, pooled to where each feature is in the image, then the same layers."""
+        pictures = {f"pixels/{name}": (render.height, render.width, 3) for name in render.cameras}
+        return brax_networks.make_policy_network_vision(
+            {**pictures, "state": (self.sizes["state"],)},
+            ACTION_SIZE,
+            preprocess_observations_fn=_normalize,
+            hidden_layer_sizes=self.config.hidden,
+            activation=jnp.tanh,
+            state_obs_key="state",
+            distribution_type="normal",
+            noise_std_type="log",
+            init_noise_std=self.config.initial_std,
+            mean_kernel_init=jax.nn.initializers.zeros,
+            cnn_global_pool="spatial_softmax",
+        )
 
     def init(self, key: jax.Array) -> Learner:
         """Fresh parameters; the mean residual is zero for every input."""
         key_policy, key_value = jax.random.split(key)
         shapes = {name: specs.Array((size,), jnp.dtype("float32")) for name, size in self.sizes.items()}
         learner = Learner(
-            policy=self._networks.policy_network.init(key_policy),
-            value=self._networks.value_network.init(key_value),
+            policy=self._policy.init(key_policy),
+            value=self._value.init(key_value),
             normalizer=running_statistics.init_state(shapes),
         )
         # through NumPy, because weakly typed leaves would make every jitted function compile twice
         return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), learner)
 
     def logits(self, learner: Learner, vectors: dict[str, jax.Array]):
-        """Parameters of the action distribution for vectors {'state': [..., size], ...}."""
-        return self._networks.policy_network.apply(learner.normalizer, learner.policy, vectors)
+        """Parameters of the action distribution for vectors {'state': [..., size], ...} and, for an actor that sees,
+        {'pixels/CAMERA': uint8 [..., height, width, 3]}."""
+        if self.render is not None:
+            seen = {key: value / 255.0 for key, value in vectors.items() if key.startswith("pixels/")}
+            vectors = {"state": vectors["state"], **seen}
+        return self._policy.apply(learner.normalizer, learner.policy, vectors)
 
     def value(self, learner: Learner, vectors: dict[str, jax.Array]) -> jax.Array:
         """Value estimate [...] from vectors['privileged_state']."""
-        return self._networks.value_network.apply(learner.normalizer, learner.value, vectors)
+        return self._value.apply(learner.normalizer, learner.value, vectors)
 
     @property
     def authority(self) -> float:

@@ -1,4 +1,4 @@
-"""Command line `so101`: train, eval, compare, play, doctor. Heavy imports wait until a command needs them."""
+"""Command line `so101`: train, eval, compare, play, render, doctor. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": "success of a run or of a base policy, as JSON",
     "compare": "one table and plot of several runs",
     "play": "watch episodes in MuJoCo's viewer, or as a video",
+    "render": "draw what the cameras see, as a contact sheet or a comparison of renderers",
     "doctor": "check this machine and say what to fix",
 }
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_caches()
     from mjx_so101.errors import SO101Error, require_choice
 
-    run = {"train": _train, "eval": _eval, "compare": _compare, "play": _play, "doctor": _doctor}
+    run = {"train": _train, "eval": _eval, "compare": _compare, "play": _play, "render": _render, "doctor": _doctor}
     try:
         run[require_choice("command", arguments[0], COMMANDS)](arguments[1:])
     except SO101Error as error:
@@ -234,6 +235,12 @@ def _play(arguments: list[str]) -> None:
 
     base = flags.base or (None if flags.run else "oracle")
     play(load_policy(flags.run, base, _overrides(flags)), flags.seed, flags.out)
+
+
+def _render(arguments: list[str]) -> None:
+    from train.pictures import RenderFlags, render_pictures
+
+    render_pictures(_parse(RenderFlags, arguments, "render"))
 
 
 def _doctor(arguments: list[str]) -> None:

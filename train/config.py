@@ -11,11 +11,14 @@ import tyro
 from mjx_so101.errors import ConfigError, require_choice
 from mjx_so101.params import Randomization, load_randomization
 from mjx_so101.physics import BACKENDS
+from mjx_so101.render import RenderConfig
 from mjx_so101.scene import SHEET_FRICTIONS, SceneConfig
 from mjx_so101.task import TaskConfig
 from policies.base import BASES
 from policies.residual import ResidualConfig
 from train.ppo import PPOConfig
+
+OBSERVATIONS = ("state", "pixels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +28,7 @@ class TrainConfig:
     base: str = "jacobian"
     """Base policy: 'jacobian', 'oracle' or 'zero'."""
     randomization: str = "plain"
-    """Preset nominal, plain, real or wild, or a JSON or TOML file with [low, high] per field."""
+    """Preset nominal, plain, real or wild, each also with +looks, or a JSON or TOML file with [low, high] per field."""
     physics: str = "auto"
     """'native' (MuJoCo C), 'warp' or 'jax' (MJX); 'auto' takes warp on a GPU and native elsewhere."""
     sheet_friction: str = "dry"
@@ -47,17 +50,21 @@ class TrainConfig:
     """Episodes on which the best checkpoint is chosen."""
     report_episodes: int = 512
     """Other episodes on which the final numbers are reported."""
+    obs: str = "state"
+    """What the residual sees: 'state' (with the sheet's seen pose) or 'pixels' (pictures and its own joints)."""
     video: bool = True
     """Write the videos of the report."""
     strict: bool = False
     """Stop at the first buffer overflow or non-finite state, instead of counting it."""
     residual: tyro.conf.OmitArgPrefixes[ResidualConfig] = dataclasses.field(default_factory=ResidualConfig)
     ppo: tyro.conf.OmitArgPrefixes[PPOConfig] = dataclasses.field(default_factory=PPOConfig)
+    render: tyro.conf.OmitArgPrefixes[RenderConfig] = dataclasses.field(default_factory=RenderConfig)
 
     def __post_init__(self) -> None:
         require_choice("base", self.base, BASES)
         require_choice("physics", self.physics, ("auto", *BACKENDS))
         require_choice("sheet_friction", self.sheet_friction, SHEET_FRICTIONS)
+        require_choice("obs", self.obs, OBSERVATIONS)
         for name in ("num_envs", "steps", "eval_episodes", "report_episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
@@ -86,6 +93,11 @@ class TrainConfig:
         """The scene without what only pictures need."""
         return SceneConfig(sheet_friction=self.sheet_friction, visual=False)
 
+    @property
+    def pictures(self) -> RenderConfig | None:
+        """What the residual sees, or None if it learns from state."""
+        return self.render if self.obs == "pixels" else None
+
     def load_randomization(self) -> Randomization:
         """The randomization that the run names."""
         return load_randomization(self.randomization)
@@ -98,11 +110,10 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """Back from `to_dict`. Raises ConfigError for unknown fields."""
         values = dict(values)
-        kinds = {"residual": ResidualConfig, "ppo": PPOConfig}
+        kinds = {"residual": ResidualConfig, "ppo": PPOConfig, "render": RenderConfig}
         for name, kind in kinds.items():
             part = dict(values.get(name, {}))
-            if "hidden" in part:
-                part["hidden"] = tuple(part["hidden"])
+            part = {key: tuple(value) if isinstance(value, list) else value for key, value in part.items()}
             values[name] = _build(kind, part)
         return _build(cls, values)
 

@@ -93,11 +93,10 @@ def _renderers() -> Iterator[Finding]:
         return  # nothing to draw; _assets says so
     from mjx_so101.errors import ConfigError
     from mjx_so101.render.mujoco import MujocoRenderer
-    from mjx_so101.scene import load_model
 
-    model = load_model()
     try:
-        picture = MujocoRenderer(model, 64, 48).render(model.qpos0)
+        renderer = MujocoRenderer(width=64, height=48)
+        picture = renderer.picture(renderer.model.qpos0)
         fix = "" if picture.std() > 0 else "the picture is blank: update the OpenGL driver, or set MUJOCO_GL=osmesa"
         yield Finding("renderer mujoco", f"MUJOCO_GL={os.environ.get('MUJOCO_GL', 'glfw')}", fix)
     except ConfigError as error:

@@ -23,6 +23,7 @@ from policies.residual import Learner, Residual, layout_sizes
 from train import checkpoint
 from train.config import TrainConfig
 from train.evaluate import Evaluator
+from train.eyes import check_memory
 from train.ppo import PPO
 from train.rollout import SAMPLE, Carry, ResidualCosts, Roller
 
@@ -37,6 +38,10 @@ class Trainer:
     def __init__(self, config: TrainConfig, out: Path):
         self.config, self.out = config, Path(out)
         randomization = config.load_randomization()
+        eval_envs = min(config.eval_episodes, 1024)
+        if config.pictures:
+            sizes = (config.num_envs, config.ppo.unroll, config.ppo.minibatches, eval_envs)
+            print(check_memory(config.pictures, *sizes))
 
         def environment(num_envs: int, training: bool) -> PaperReturnEnv:
             return PaperReturnEnv(
@@ -46,14 +51,14 @@ class Trainer:
 
         self.env = environment(config.num_envs, training=True)
         self.base = make_base(config.base, self.env.task)
-        self.residual = Residual(config.residual, self.base.num_features)
+        self.residual = Residual(config.residual, self.base.num_features, config.pictures)
         updates = -(-config.steps // (config.num_envs * config.ppo.unroll))
         self.ppo = PPO(config.ppo, self.residual, updates)
         costs = ResidualCosts(config.ppo.residual_cost, config.ppo.residual_change_cost)
         self.roller = Roller(
             self.env, self.base, self.residual, _keep, mode=SAMPLE, costs=costs, discount=config.ppo.discount
         )
-        self.eval_env = environment(min(config.eval_episodes, 1024), training=False)
+        self.eval_env = environment(eval_envs, training=False)
         self.evaluator = Evaluator(self.eval_env, self.base, self.residual)
         self._start_fresh()
 
@@ -144,7 +149,7 @@ class Trainer:
     def _meta(self) -> dict[str, Any]:
         return {
             "config": self.config.to_dict(),
-            "layout": layout_sizes(self.base.num_features),
+            "layout": layout_sizes(self.base.num_features, self.config.pictures),
             "physics": self.env.physics.name,
             "steps": self.steps,
             "best": self.best,
@@ -176,6 +181,8 @@ class Trainer:
         log = _Log(self.out)
         config = self.config
         every = max(1, int(config.eval_every * config.steps))
+        if config.strict and self.roller.eyes:
+            self.roller.eyes.check(self.carry.state)
         recent: deque[float] = deque(maxlen=20)
         with (
             _stop_signals() as stopped,

@@ -76,11 +76,13 @@ def load_policy(
         config = dataclasses.replace(saved, **{"physics": "auto", **overrides})
     probe = _environment(config, 1, tolerances)
     policy = make_base(config.base, probe.task)
-    residual = Residual(config.residual, policy.num_features)
+    residual = Residual(config.residual, policy.num_features, config.pictures)
     learner = residual.init(jax.random.PRNGKey(0))
     if run is not None:
         path = Path(run) / "checkpoints" / "best"
         meta = checkpoint.read_meta(path)
-        checkpoint.check_same(path, meta["layout"], layout_sizes(policy.num_features), "observation layout")
+        checkpoint.check_same(
+            path, meta["layout"], layout_sizes(policy.num_features, config.pictures), "observation layout"
+        )
         learner = checkpoint.restore(path, "learner", learner)
     return Policy(str(run or base), config, tolerances, policy, residual, learner)

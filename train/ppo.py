@@ -86,7 +86,8 @@ class PPO:
     ) -> tuple[Learner, optax.OptState, dict[str, jax.Array]]:
         """One PPO update from transitions [time, env, ...]; `last` are the vectors after the last step."""
         config = self.config
-        learner = learner.replace(normalizer=running_statistics.update(learner.normalizer, data.vectors))
+        counted = {name: data.vectors[name] for name in self.residual.sizes}  # pixels need no statistics
+        learner = learner.replace(normalizer=running_statistics.update(learner.normalizer, counted))
         batch = self._batch(learner, data, last)
 
         def minibatch(carry, rows):
@@ -119,9 +120,17 @@ class PPO:
             lambda_=config.gae_lambda,
             discount=config.discount,
         )
-        log_prob = self.residual.distribution.log_prob(self.residual.logits(learner, data.vectors), data.raw)
+        log_prob = self._log_prob(learner, data)
         batch = Batch(data.vectors, data.raw, log_prob, advantages, targets)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+    def _log_prob(self, learner: Learner, data: Transition) -> jax.Array:
+        """[time, env]; step by step if there are pictures, whose features would not fit all at once."""
+
+        def of(part: Transition) -> jax.Array:
+            return self.residual.distribution.log_prob(self.residual.logits(learner, part.vectors), part.raw)
+
+        return of(data) if self.residual.render is None else jax.lax.map(of, data)
 
     def loss(self, parameters: dict[str, Any], normalizer, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Clipped surrogate + value error - entropy; advantages are normalized over the minibatch."""

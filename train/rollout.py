@@ -20,6 +20,7 @@ from mjx_so101.errors import require_choice
 from mjx_so101.task import State
 from policies.base import BasePolicy
 from policies.residual import Learner, Residual, actor_vector, blend, critic_vector
+from train.eyes import Eyes
 
 MEAN, SAMPLE, NOISE, BASE = "mean", "sample", "noise", "base"
 """How r is chosen: the mean, a sample, as a control white noise as large as a given residual, or not at all."""
@@ -103,6 +104,7 @@ class Roller:
         self.env, self.base, self.residual, self.keep = env, base, residual, keep
         self.costs, self.discount = costs or ResidualCosts(), discount
         self.mix = Mix.of(mode, residual.authority, noise)
+        self.eyes = Eyes(residual.render, env) if residual.render else None
         self._act = jax.jit(self.act)
         self._last = jax.jit(self._settle_and_keep)
         self._between = jax.jit(self._settle_and_act)
@@ -133,9 +135,13 @@ class Roller:
         features = self.base.features(base_carry)
         last = jnp.where(seen.new_episode[:, None], 0.0, carry.last_residual)
         vectors = {
-            "state": jax.vmap(lambda *x: actor_vector(task, *x))(seen, base_target, features, last),
+            "state": jax.vmap(lambda *x: actor_vector(task, *x, pixels=self.eyes is not None))(
+                seen, base_target, features, last
+            ),
             "privileged_state": jax.vmap(lambda *x: critic_vector(task, *x))(carry.state, features),
         }
+        if self.eyes:
+            vectors |= self.eyes(carry.state, jax.random.fold_in(carry.key, 1))
         raw = self._raw_residual(learner, vectors, key_residual, mix)
         r = jnp.clip(raw, -1.0, 1.0)
         state, fields, ctrl = self.env.begin_step(carry.state, blend(base_target, r, mix.authority))

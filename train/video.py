@@ -9,7 +9,6 @@ import imageio.v2 as imageio
 import numpy as np
 
 from mjx_so101.render.mujoco import MujocoRenderer
-from mjx_so101.scene import SceneConfig, load_model
 
 
 def write_videos(
@@ -20,19 +19,18 @@ def write_videos(
     qpos: [time, episode, 9] states; every: draw each n-th control step. Videos play in real time.
     """
     rate = control_hz / every
-    model = load_model(SceneConfig())
-    small = MujocoRenderer(model, 200, 150, draft=True)
+    small = MujocoRenderer(width=200, height=150, shadows=False)
     columns = math.ceil(math.sqrt(qpos.shape[1]))
     grid = folder / "grid.mp4"
     with imageio.get_writer(grid, fps=rate, macro_block_size=2, quality=7) as video:
         for states in qpos[::every]:
-            video.append_data(_tile([small.render(state, "top") for state in states], columns))
+            video.append_data(_tile([small.picture(state, "top") for state in states], columns))
     small.close()
-    large = MujocoRenderer(model, 640, 480)
+    large = MujocoRenderer(width=640, height=480, smooth=True)
     episode = folder / "episode.mp4"
     with imageio.get_writer(episode, fps=rate, macro_block_size=2, quality=8) as video:
         for state in qpos[::every, large_episode]:
-            video.append_data(large.render(state, "scene"))
+            video.append_data(large.picture(state, "scene"))
     large.close()
     return [grid, episode]
 

@@ -1,0 +1,110 @@
+"""MJX's Warp ray tracer: all environments in one call, inside jit, on a GPU or on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from mujoco import mjx
+
+from mjx_so101.render.base import Array, Frames, check_pictures, check_request, select, traced
+from mjx_so101.render.looks import Looks
+from mjx_so101.render.poses import SceneKinematics
+from mjx_so101.scene import SceneConfig, load_visual_model
+from mjx_so101.task import State
+
+
+class WarpRenderer:
+    """Ray-traced pictures with shadows, textures and looks of each environment. See `render.Renderer`."""
+
+    name = "warp"
+    jittable = True
+
+    def __init__(
+        self,
+        scene: SceneConfig,
+        cameras: Sequence[str],
+        width: int,
+        height: int,
+        num_envs: int,
+        *,
+        depth: bool = False,
+        segmentation: bool = False,
+        shadows: bool = True,
+        textures: bool = True,
+        specular: bool = True,
+        strict: bool = False,
+    ):
+        """strict: a picture of one colour raises HealthError when `render` is called from the host.
+
+        Raises ConfigError for an unknown camera, a size < 1 or pictures that do not fit into memory.
+        """
+        self.cameras = check_request(scene, cameras, width, height, num_envs)
+        self.width, self.height, self.num_envs, self.strict = width, height, num_envs, strict
+        self.model = model = load_visual_model(scene)
+        self._depth, self._segmentation = depth, segmentation
+        self._looks, self._kinematics = Looks(model), SceneKinematics(model)
+        active = sorted(model.camera(name).id for name in self.cameras)
+        self._order = np.array([active.index(model.camera(name).id) for name in self.cameras])
+        # the context owns the buffers: it must live as long as compiled code that uses it
+        self._context = mjx.create_render_context(
+            model, nworld=num_envs, cam_res=(width, height), cam_active=active,
+            render_rgb=True, render_depth=depth, render_seg=segmentation,
+            use_shadows=shadows, use_textures=textures, enable_specular=specular, enable_emission=False,
+            shadow_light_fraction=0.0, render_skybox=True,
+            use_precomputed_rays=False,  # they would freeze the field of view
+        )  # fmt: skip
+        self._model = mjx.put_model(model, impl="warp", batch_sizes={"mat_texid": num_envs})
+        self._frames = jax.jit(self._draw)
+
+    def render(self, state: State, envs: jax.Array | None = None) -> Array:
+        """See `Renderer.render`."""
+        return self.frames(state, envs).rgb
+
+    def frames(self, state: State, envs: jax.Array | None = None) -> Frames:
+        """See `Renderer.frames`."""
+        qpos, params = select(state, envs, self.num_envs, self.name)
+        if traced(qpos, params):
+            return self._draw(qpos, params)
+        frames = self._frames(qpos, params)
+        if self.strict:
+            check_pictures(frames.rgb, self.cameras)
+        return frames
+
+    def close(self) -> None:
+        """Nothing to do: the buffers go with the object."""
+
+    def _draw(self, qpos: jax.Array, params) -> Frames:
+        fields = jax.vmap(self._looks)(params)
+        poses = jax.vmap(self._kinematics)(qpos, fields)
+        axes = jax.tree.map(lambda _: None, self._model).tree_replace(dict.fromkeys(fields, 0))
+        model = self._model.tree_replace(fields)
+        empty = mjx.make_data(self.model, impl="warp", naconmax=1, njmax=1)
+
+        def placed(poses):
+            light = {"_impl.light_xpos": poses.light_xpos, "_impl.light_xdir": poses.light_xdir}
+            data = empty.replace(**{k: v for k, v in poses._asdict().items() if not k.startswith("light")})
+            return data.tree_replace(light)
+
+        data = jax.vmap(placed)(poses)
+        context = self._context.pytree()
+        data = jax.vmap(mjx.refit_bvh, in_axes=(axes, 0, None))(model, data, context)
+        if not self._segmentation:
+            packed, depth, _ = jax.vmap(mjx.render, in_axes=(axes, 0, None))(model, data, context)
+            return Frames(self._rgb(packed), self._images(depth) if self._depth else None)
+        draw = jax.vmap(mjx.render_with_segmentation, in_axes=(axes, 0, None))
+        packed, depth, segmentation, _ = draw(model, data, context)
+        return Frames(
+            self._rgb(packed), self._images(depth) if self._depth else None, self._images(segmentation[..., 0])
+        )
+
+    def _rgb(self, packed: jax.Array) -> jax.Array:
+        """uint32 [env, pixels] of bytes B, G, R, A to uint8 [env, camera, height, width, 3]."""
+        bgra = jax.lax.bitcast_convert_type(self._images(packed), jnp.uint8)
+        return bgra[..., 2::-1]
+
+    def _images(self, flat: jax.Array) -> jax.Array:
+        images = flat.reshape(self.num_envs, len(self.cameras), self.height, self.width)
+        return images if (self._order == np.arange(len(self._order))).all() else images[:, self._order]

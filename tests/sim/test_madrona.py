@@ -1,0 +1,572 @@
+import importlib.machinery
+import os
+import subprocess
+import sys
+import textwrap
+import types
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+import trimesh
+
+from mjx_so101 import ConfigError, SceneConfig
+from mjx_so101.params import PRESETS, Randomization
+from mjx_so101.render import madrona, madrona_engine, shading
+from mjx_so101.render.looks import Looks
+from mjx_so101.render.poses import rotation_matrix
+from mjx_so101.render.tessellate import PLANE_THICKNESS, drawn_geoms, offsets, tessellate
+from mjx_so101.scene import load_visual_model
+from mjx_so101.task import State
+
+A, B, C = 0.03, 0.05, 0.02
+PRIMITIVES = """
+<mujoco>
+  <asset><mesh name="corner" vertex="0 0 0  1 0 0  0 1 0  0 0 1"/></asset>
+  <worldbody>
+    <geom name="box" type="box" size=".03 .05 .02"/> <geom name="sphere" type="sphere" size=".03"/>
+    <geom name="ellipsoid" type="ellipsoid" size=".03 .05 .02"/> <geom name="cylinder" type="cylinder" size=".03 .05"/>
+    <geom name="capsule" type="capsule" size=".03 .05"/> <geom name="plane" type="plane" size=".03 .05 .1"/>
+    <geom name="endless" type="plane" size="0 0 .1"/> <geom name="corner" type="mesh" mesh="corner"/>
+  </worldbody>
+</mujoco>
+"""
+VOLUME = {
+    "box": 8 * A * B * C,
+    "plane": 4 * A * B * PLANE_THICKNESS,
+    "sphere": 4 / 3 * np.pi * A**3,
+    "ellipsoid": 4 / 3 * np.pi * A * B * C,
+    "cylinder": 2 * np.pi * A**2 * B,
+    "capsule": 2 * np.pi * A**2 * B + 4 / 3 * np.pi * A**3,
+    "corner": 1 / 6,
+}
+AREA = {
+    "box": 8 * (A * B + B * C + A * C),
+    "plane": 8 * A * B + 4 * (A + B) * PLANE_THICKNESS,
+    "sphere": 4 * np.pi * A**2,
+    "cylinder": 2 * np.pi * A**2 + 4 * np.pi * A * B,
+    "capsule": 4 * np.pi * A * B + 4 * np.pi * A**2,
+}
+
+
+@pytest.fixture(scope="module")
+def primitives():
+    return mujoco.MjModel.from_xml_string(PRIMITIVES)
+
+
+@pytest.fixture(scope="module")
+def scene_model():
+    return load_visual_model(SceneConfig())
+
+
+def shade_normals(vertices, faces):
+    """Madrona's normals: at each vertex the sum of its faces' cross products (render_ctx.cpp, loadObjects)."""
+    normals = np.zeros_like(vertices, dtype=float)
+    a, b, c = (vertices[faces[:, i]].astype(float) for i in range(3))
+    for i in range(3):
+        np.add.at(normals, faces[:, i], np.cross(b - a, c - a))
+    return normals / np.linalg.norm(normals, axis=1, keepdims=True)
+
+
+# --- geometry
+
+
+@pytest.mark.parametrize("name", VOLUME)
+def test_primitive_fills_its_volume(primitives, name):
+    mesh = tessellate(primitives, primitives.geom(name).id)
+    assert mesh.vertices.dtype == np.float32 and mesh.faces.dtype == np.int32
+    solid = trimesh.Trimesh(mesh.vertices, mesh.faces)  # merges equal vertices
+    assert solid.is_watertight and solid.is_winding_consistent
+    flat = name in ("box", "plane", "corner")
+    assert solid.volume == pytest.approx(VOLUME[name], rel=1e-5 if flat else 0.02)  # positive: faces wind outwards
+    if name in AREA:
+        assert solid.area == pytest.approx(AREA[name], rel=1e-5 if flat else 0.02)
+
+
+def test_plane_ends_at_its_surface_and_endless_plane_is_wide(primitives):
+    mesh = tessellate(primitives, primitives.geom("plane").id)
+    assert mesh.vertices[:, 2].max() == 0 and mesh.vertices[:, 2].min() == pytest.approx(-PLANE_THICKNESS)
+    assert np.ptp(tessellate(primitives, primitives.geom("endless").id).vertices, 0)[0] >= 5
+
+
+@pytest.mark.parametrize("name", ["box", "cylinder", "sphere", "capsule"])
+def test_surfaces_are_shaded_flat_or_round_as_they_are(primitives, name):
+    mesh = tessellate(primitives, primitives.geom(name).id)
+    normals = shade_normals(mesh.vertices, mesh.faces)
+    if name == "box":
+        np.testing.assert_allclose(np.abs(normals).max(1), 1, atol=1e-6)
+    elif name == "cylinder":
+        ends = np.abs(normals[:, 2]) > 0.5
+        np.testing.assert_allclose(np.abs(normals[ends, 2]), 1, atol=1e-6)
+        radial = mesh.vertices[~ends, :2] / A
+        assert (np.sum(radial * normals[~ends, :2], 1) > 0.999).all()
+    else:
+        axis = mesh.vertices - np.clip(mesh.vertices, [0, 0, -B], [0, 0, B]) * [0, 0, name == "capsule"]
+        assert (np.sum(axis / A * normals, 1) > 0.99).all()
+
+
+def test_mesh_geom_is_taken_as_it_is(primitives):
+    mesh = tessellate(primitives, primitives.geom("corner").id)
+    np.testing.assert_array_equal(mesh.vertices, primitives.mesh_vert)
+    np.testing.assert_array_equal(mesh.faces, primitives.mesh_face)
+
+
+def test_drawn_geoms_leave_out_collision_slab(scene_model):
+    names = [scene_model.geom(g).name for g in drawn_geoms(scene_model)]
+    assert {"table", "paper", "tape_0", "fixed_fingertip"} <= set(names) and "paper_collision" not in names
+
+
+def test_offsets_are_where_each_mesh_begins():
+    starts = offsets([np.zeros((4, 3)), np.zeros((2, 3)), np.zeros((7, 3))])
+    assert starts.tolist() == [0, 4, 6] and starts.dtype == np.int32
+
+
+# --- colours and lights
+
+
+def test_srgb_round_trip_and_known_values():
+    values = np.linspace(0, 1, 256)
+    np.testing.assert_allclose(shading.linear_to_srgb(shading.srgb_to_linear(values)), values, atol=1e-6)
+    assert shading.srgb_to_linear(0.5) == pytest.approx(0.21404, abs=1e-5)
+
+
+def test_repair_table_undoes_madronas_encoding():
+    linear = np.linspace(0.0012, 1, 5000)
+    wrong = np.where(linear <= 0.00031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    drawn = (255 * np.clip(wrong, 0, 1)).astype(np.uint8)
+    table = shading.repair_table()
+    assert np.abs(table[drawn] - 255 * shading.linear_to_srgb(linear)).max() <= 1.5
+    assert table[0] == 0 and (table[11:] == np.arange(11, 256)).all() and (np.diff(table.astype(int)) >= 0).all()
+
+
+def test_upward_face_is_as_bright_as_in_mujoco_lit_and_in_shadow(scene_model):
+    model, lights = scene_model, shading.scene_lights(scene_model, shadows=True)
+    facing = np.maximum(-lights.direction[0, :, 2:], 0)  # [light, 1]
+    shares = lights.color[0] * facing
+    up = np.maximum(-model.light_dir[:, 2:], 0)
+    shadowless = ~model.light_castshadow.astype(bool)
+    for mine, theirs in ((shares, slice(None)), (shares[~lights.castshadow[0]], shadowless)):
+        expected = model.light_ambient.sum(0) + (model.light_diffuse * up)[theirs].sum(0)
+        seen = shading.linear_to_srgb(mine.sum(0) + shading.MADRONA_AMBIENT)
+        np.testing.assert_allclose(seen, expected, atol=1e-4)
+
+
+def test_ambient_lights_shine_alike_from_all_sides():
+    faces = np.random.default_rng(0).normal(size=(2000, 3))
+    faces /= np.linalg.norm(faces, axis=1, keepdims=True)
+    received = np.maximum(-faces @ shading._AROUND.T, 0).sum(1)
+    assert received.min() > 0.80 and received.max() < 1.16
+    assert np.maximum(-shading._AROUND[:, 2], 0).sum() == pytest.approx(1)
+
+
+def test_no_light_casts_shadows_when_they_are_off(scene_model):
+    assert shading.scene_lights(scene_model, True).castshadow.sum() == 1
+    assert not shading.scene_lights(scene_model, False).castshadow.any()
+
+
+def test_point_light_is_refused_by_name():
+    xml = '<mujoco><worldbody><light name="bulb" type="point"/><geom size="1"/></worldbody></mujoco>'
+    with pytest.raises(ConfigError, match="'bulb' is not directional"):
+        shading.scene_lights(mujoco.MjModel.from_xml_string(xml), True)
+
+
+@pytest.fixture(scope="module")
+def sampled_looks():
+    keys = jax.random.split(jax.random.key(3), 5)
+    return jax.tree.map(np.asarray, jax.vmap(PRESETS["nominal+looks"].sample)(keys))
+
+
+def test_fixed_looks_are_those_of_the_other_renderers(scene_model, sampled_looks):
+    fields = jax.vmap(Looks(scene_model))(sampled_looks)
+    direction, diffuse, ambient, cast = shading._light_fields(scene_model, sampled_looks)
+    np.testing.assert_allclose(direction, fields["light_dir"], atol=1e-6)
+    np.testing.assert_allclose(diffuse, fields["light_diffuse"], atol=1e-6)
+    np.testing.assert_allclose(ambient, fields["light_ambient"], atol=1e-6)
+    np.testing.assert_array_equal(cast, fields["light_castshadow"])
+    colors = shading._material_colors(scene_model, False, sampled_looks)
+    np.testing.assert_allclose(colors, fields["mat_rgba"][..., :3], atol=1e-6)
+
+
+def test_texture_enters_by_its_mean_colour(scene_model):
+    table = scene_model.geom("table").id
+    bare = shading.geom_colors(scene_model, [table], False)[0, 0]
+    tinted = shading.geom_colors(scene_model, [table], True)[0, 0]
+    np.testing.assert_allclose(bare, 0.06, atol=1e-6)
+    assert (0.5 * bare < tinted).all() and (tinted < bare).all()
+
+
+# --- poses
+
+
+def test_quaternion_gives_the_matrix_back():
+    quats = np.random.default_rng(1).normal(size=(200, 4))
+    quats[:4] = np.eye(4)
+    quats = jnp.asarray(quats / np.linalg.norm(quats, axis=1, keepdims=True), jnp.float32)
+    found = madrona.quaternion(rotation_matrix(quats))
+    np.testing.assert_allclose(np.abs(np.sum(found * quats, -1)), 1, atol=1e-5)
+
+
+def test_camera_turns_from_minus_z_forward_to_y_forward():
+    quat = jnp.asarray([0.68685, -0.17120, 0.16484, 0.68685])
+    before, after = rotation_matrix(quat), rotation_matrix(madrona.y_forward(quat))
+    np.testing.assert_allclose(after[:, 0], before[:, 0], atol=1e-4)  # right
+    np.testing.assert_allclose(after[:, 1], -before[:, 2], atol=1e-4)  # forward
+    np.testing.assert_allclose(after[:, 2], before[:, 1], atol=1e-4)  # up
+
+
+# --- what is missing, and what is refused
+
+
+class FakeMadrona:
+    def __init__(self):
+        self.started = None
+
+    def init(self, *tensors):
+        self.started = tensors
+
+
+class FakeAdapter:
+    """Records what it is given and returns pictures that tests set."""
+
+    living = None
+
+    def __init__(self, retriever, gpu, envs, lights, fovy, near, far, projection, width, height, symbols, rasterizer):
+        FakeAdapter.living = self
+        self.geometry, self.retriever, self.rasterizer = retriever.retrieve_rigid_meshes_static(), retriever, rasterizer
+        self.lights, self.fovy, self.madrona, self.renders = lights, fovy, FakeMadrona(), []
+        shape = (envs, len(fovy), height, width)
+        self.rgb = np.zeros((*shape, 4), np.uint8)
+        self.depth = np.full((*shape, 1), np.inf, np.float32)
+        self.segment = np.full((*shape, 1), -1, np.int32)
+        self.fill = None
+
+    def render(self, cam_pos, cam_quat, options):
+        if self.fill is not None:  # overwrites the last picture, as Madrona does
+            self.rgb[:] = self.fill
+        poses = (*self.retriever.retrieve_rigid_state_torch(), cam_pos, cam_quat)
+        self.renders.append((*(np.array(pose) for pose in poses), options))
+        return self.rgb, self.depth, self.segment, self.rgb
+
+
+def fake_module(name, **attributes):
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    vars(module).update(attributes)
+    return module
+
+
+def fake_modules():
+    cuda = types.SimpleNamespace(
+        is_available=lambda: True, synchronize=lambda: None, get_device_name=lambda i: "NVIDIA H100 80GB HBM3",
+        mem_get_info=lambda: (1 << 30, 80 << 30),
+    )  # fmt: skip
+    torch = fake_module(
+        "torch", cuda=cuda, version=types.SimpleNamespace(cuda="12.8"), uint32=np.uint32,
+        as_tensor=lambda array, device=None: np.asarray(array), from_dlpack=np.from_dlpack,
+    )  # fmt: skip
+    adapter = fake_module("gs_madrona.renderer_gs", MadronaBatchRendererAdapter=FakeAdapter)
+    return {"torch": torch, "gs_madrona": fake_module("gs_madrona"), "gs_madrona.renderer_gs": adapter}
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine on which Madrona could run, made of fakes."""
+    modules = fake_modules()
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ("MADRONA_ROOT_CACHE_DIR", "MADRONA_MWGPU_KERNEL_CACHE", "MADRONA_BVH_KERNEL_CACHE",
+                 "MADRONA_MWGPU_DEVICE_HEAP_SIZE"):  # fmt: skip
+        monkeypatch.setenv(name, "")  # so that the end of the test removes what the renderer sets
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(madrona_engine.sys, "platform", "linux")
+    monkeypatch.setattr(madrona_engine.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(madrona_engine.ctypes.util, "find_library", lambda name: "libvulkan.so.1")
+    monkeypatch.setattr(madrona, "gpu_user", lambda: None)
+    monkeypatch.setattr(madrona.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(madrona, "_living", None)
+    return modules
+
+
+def build(num_envs=3, cameras=("wrist", "top"), width=16, height=8, **options):
+    return madrona.MadronaRenderer(SceneConfig(), cameras, width, height, num_envs, **options)
+
+
+def test_a_fit_machine_misses_nothing(machine):
+    assert madrona.missing_requirement() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda p, m: p.setattr(madrona_engine.platform, "machine", lambda: "aarch64"), "Linux on x86-64"),
+        (lambda p, m: p.setattr(madrona_engine.sys, "platform", "darwin"), "Linux on x86-64"),
+        (lambda p, m: p.setitem(sys.modules, "gs_madrona", None), r'gs_madrona is missing.*mjx-so101\[madrona\]'),
+        (lambda p, m: p.setitem(sys.modules, "torch", None), r'torch is missing.*mjx-so101\[madrona\]'),
+        (lambda p, m: p.setattr(madrona_engine.ctypes.util, "find_library", lambda n: None), "install libvulkan1"),
+        (lambda p, m: p.setattr(m["torch"].version, "cuda", None), "built without CUDA"),
+        (lambda p, m: p.setattr(m["torch"].cuda, "is_available", lambda: False), "no NVIDIA GPU"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_named_with_its_fix(machine, monkeypatch, change, expected):
+    change(monkeypatch, machine)
+    with pytest.raises(ConfigError, match=expected):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"cameras": ("top", "side")}, "'side'.*'top', 'wrist'"),
+        ({"cameras": ("top", "top")}, "each once"),
+        ({"cameras": ()}, "at least one"),
+        ({"width": 60}, "60 x 8.*multiples of 8"),
+        ({"height": 0}, "16 x 0"),
+        ({"num_envs": 0}, "num_envs is 0"),
+        ({"num_envs": 100_000, "width": 320, "height": 240}, "the largest num_envs that fits is 291"),
+    ],
+)
+def test_bad_request_is_refused(machine, options, expected):
+    with pytest.raises(ConfigError, match=expected):
+        build(**options)
+
+
+def test_looks_of_another_number_of_environments_are_refused(machine, sampled_looks):
+    with pytest.raises(ConfigError, match="looks are of 5 environments; num_envs is 3"):
+        build(looks=sampled_looks)
+
+
+def test_building_after_jax_or_warp_is_refused(machine, monkeypatch):
+    monkeypatch.setattr(madrona, "gpu_user", madrona_engine.gpu_user)
+    jnp.zeros(1)
+    with pytest.raises(ConfigError, match=r"JAX has been used already.*first thing"):
+        build()
+    monkeypatch.setattr("jax._src.xla_bridge.backends_are_initialized", lambda: False)
+    runtime = types.SimpleNamespace(context=types.SimpleNamespace(runtime=object()))
+    monkeypatch.setitem(sys.modules, "warp", fake_module("warp", _src=runtime))
+    with pytest.raises(ConfigError, match="Warp has been used already"):
+        build()
+
+
+def test_jax_on_the_cpu_is_refused(machine, monkeypatch):
+    monkeypatch.setattr(madrona.jax, "default_backend", lambda: "cpu")
+    with pytest.raises(ConfigError, match="JAX runs on the cpu"):
+        build()
+    assert madrona._living is None
+
+
+def test_second_renderer_is_refused_until_the_first_is_closed(machine):
+    first = build()
+    with pytest.raises(ConfigError, match="alive already"):
+        build()
+    first.close()
+    build().close()
+    with pytest.raises(ConfigError, match="is closed"):
+        first.frames(None)
+
+
+def test_failure_of_madrona_says_what_to_do(machine, monkeypatch):
+    def fail(self, *tensors):
+        raise RuntimeError("CUDA_ERROR_OUT_OF_MEMORY")
+
+    monkeypatch.setattr(FakeMadrona, "init", fail)
+    with pytest.raises(ConfigError, match=r"OUT_OF_MEMORY.*fewer than 3"):
+        build()
+
+
+def test_randomization_of_fixed_looks_is_refused_by_name():
+    madrona.check_supported(PRESETS["wild"])
+    seen = {"top_camera_position": (-0.01, 0.01), "wrist_camera_rotation": (-0.01, 0.01), "image_noise": (0.0, 0.02)}
+    madrona.check_supported(Randomization("moved", seen))
+    with pytest.raises(ConfigError) as caught:
+        madrona.check_supported(PRESETS["nominal+looks"])
+    for name in ("table_color", "sheet_texture", "light_azimuth", "light_shadow", "wrist_camera_fovy"):
+        assert name in str(caught.value)
+    assert "exposure" not in str(caught.value) and "camera_position" not in str(caught.value)
+    with pytest.raises(ConfigError, match="light_intensity"):
+        madrona.check_supported(Randomization("dim", {"light_intensity": (0.5, 0.5)}))
+
+
+# --- from start to picture, with fakes
+
+
+def test_madrona_gets_geometry_lights_and_caches(machine, tmp_path, scene_model):
+    renderer = build()
+    adapter, geoms = FakeAdapter.living, drawn_geoms(scene_model)
+    assert not adapter.rasterizer and adapter.lights == 3 + 4
+    np.testing.assert_allclose(adapter.fovy, [75, 50])  # in the order asked for
+    geometry = adapter.geometry
+    assert all(value.flags.c_contiguous for value in geometry.values())
+    assert len(geometry["geom_types"]) == len(geoms) and (geometry["geom_types"] == 7).all()
+    assert geometry["mesh_faces"].max() < np.diff(geometry["mesh_vertex_offsets"]).max()
+    red = geometry["mat_rgba"][geometry["geom_mat_ids"][geoms.index(scene_model.geom("tape_0").id)]]
+    np.testing.assert_allclose(red, [*shading.srgb_to_linear([0.8, 0.1, 0.1]), 1], rtol=1e-5)
+    position, quat, cam, cam_quat, material, override, size, *light = adapter.madrona.started
+    assert position.shape == (3, len(geoms), 3) and quat.shape == (3, len(geoms), 4)
+    assert cam.shape == (3, 2, 3) and cam_quat.shape == (3, 2, 4)
+    assert material.dtype == np.int32 and override.dtype == np.uint32 and (size == 1).all()
+    assert light[2].dtype == np.uint32 and light[4].dtype == bool and light[4].sum() == 3
+    np.testing.assert_allclose(np.linalg.norm(light[1], axis=-1), 1, atol=1e-6)
+    assert len(adapter.renders) == 1
+    folder = os.environ["MADRONA_ROOT_CACHE_DIR"]
+    assert folder.startswith(str(tmp_path / "mjx_so101" / "madrona")) and "H100" in folder and os.path.isdir(folder)
+    assert os.environ["MADRONA_BVH_KERNEL_CACHE"].startswith(folder)
+    renderer.close()
+
+
+def test_each_environment_gets_its_looks(machine, scene_model, sampled_looks):
+    renderer = build(num_envs=5, looks=sampled_looks, textures=False)
+    adapter, geoms = FakeAdapter.living, drawn_geoms(scene_model)
+    *_, material, _, _, _, direction, color, _, cast, _, _, strength = adapter.madrona.started
+    sheet = material[:, geoms.index(scene_model.geom("paper").id)]
+    seen = shading.linear_to_srgb(adapter.geometry["mat_rgba"][sheet, :3])
+    np.testing.assert_allclose(seen, np.clip(0.95 + sampled_looks.sheet_color, 0, 1), atol=1e-5)
+    np.testing.assert_array_equal(cast[:, 0], sampled_looks.light_shadow > 0)
+    wanted = shading.scene_lights(scene_model, True, sampled_looks)
+    np.testing.assert_allclose(direction, wanted.direction)
+    channels = np.stack([color >> 16, color >> 8 & 255, color & 255], -1) / 255 * strength[..., None]
+    np.testing.assert_allclose(channels, wanted.color, atol=0.004 * wanted.color.max())
+    renderer.close()
+
+
+@pytest.fixture
+def state(make_env):
+    return make_env(3).reset(seed=0)
+
+
+def test_poses_follow_the_state_as_in_mujoco(machine, state, scene_model):
+    renderer = build()
+    renderer.render(state)
+    position, quat, cam, cam_quat, _ = FakeAdapter.living.renders[-1]
+    data, geoms = mujoco.MjData(scene_model), drawn_geoms(scene_model)
+    for env in range(3):
+        data.qpos[:] = state.physics.qpos[env]
+        mujoco.mj_forward(scene_model, data)
+        np.testing.assert_allclose(position[env], data.geom_xpos[geoms], atol=1e-5)
+        matrices = rotation_matrix(jnp.asarray(quat[env])).reshape(-1, 9)
+        np.testing.assert_allclose(matrices, data.geom_xmat[geoms], atol=1e-5)
+        np.testing.assert_allclose(cam[env], data.cam_xpos[[1, 0]], atol=1e-5)
+        forward = rotation_matrix(jnp.asarray(cam_quat[env]))[:, :, 1]
+        np.testing.assert_allclose(forward, -data.cam_xmat[[1, 0]].reshape(-1, 3, 3)[:, :, 2], atol=1e-5)
+    renderer.close()
+
+
+def test_first_picture_shows_the_zero_position(machine, state, scene_model):
+    renderer = build()
+    qpos = jnp.zeros_like(state.physics.qpos) + scene_model.qpos0
+    renderer.render(state.replace(physics=state.physics.replace(qpos=qpos.astype(jnp.float32))))
+    first, second = FakeAdapter.living.renders
+    np.testing.assert_allclose(first[0], second[0], atol=1e-5)
+    np.testing.assert_allclose(np.abs(np.sum(first[1] * second[1], -1)), 1, atol=1e-5)
+    np.testing.assert_allclose(np.abs(np.sum(first[3] * second[3], -1)), 1, atol=1e-5)
+    renderer.close()
+
+
+def test_pictures_become_frames(machine, state, scene_model):
+    renderer = build(depth=True, segmentation=True)
+    adapter, geoms = FakeAdapter.living, drawn_geoms(scene_model)
+    paper = scene_model.geom("paper").id
+    adapter.rgb[1, 0, 2, 3] = (200, 100, 50, 255)
+    adapter.segment[1, 0, 2, 3], adapter.depth[1, 0, 2, 3] = geoms.index(paper), 0.5
+    frames = renderer.frames(state)
+    assert frames.rgb.shape == (3, 2, 8, 16, 3) and frames.rgb.dtype == jnp.uint8
+    assert frames.rgb[1, 0, 2, 3].tolist() == [200, 100, 50]
+    assert frames.segmentation[1, 0, 2, 3] == paper and (frames.segmentation[0] == -1).all()
+    slope = np.tan(np.radians(75 / 2)) * np.array([2 * (3.5 / 16 * 2 - 1), 2.5 / 8 * 2 - 1])
+    assert float(frames.depth[1, 0, 2, 3]) == pytest.approx(0.5 / np.sqrt(1 + slope @ slope), rel=1e-5)
+    assert (frames.depth[0] == 0).all()
+    np.testing.assert_array_equal(frames.rgb[0, 0, 0, 0], shading.background(scene_model))
+    renderer.close()
+
+
+def test_earlier_pictures_outlive_the_next_render(machine, state):
+    renderer = build()
+    FakeAdapter.living.segment[:] = 0
+    pictures = []
+    for FakeAdapter.living.fill in (90, 180, 40):
+        pictures.append(renderer.render(state))
+    renderer.close()
+    for picture, fill in zip(pictures, (90, 180, 40), strict=True):
+        assert (picture == fill).all()
+
+
+def test_rows_of_a_larger_state(machine, make_env):
+    state, renderer = make_env(4).reset(seed=0), build()
+    with pytest.raises(ConfigError, match=r"4 environments to draw.*num_envs = 3"):
+        renderer.render(state)
+    renderer.render(state, jnp.array([3, 0, 2]))
+    rows = FakeAdapter.living.renders[-1][0]
+    renderer.render(state, jnp.array([0, 2, 3]))
+    np.testing.assert_allclose(FakeAdapter.living.renders[-1][0], rows[[1, 2, 0]])
+    renderer.close()
+
+
+def test_tracing_is_refused(machine, state):
+    renderer = build()
+
+    def draw(state: State):
+        return renderer.render(state)
+
+    with pytest.raises(ConfigError, match="cannot be traced"):
+        jax.jit(draw)(state)
+    renderer.close()
+
+
+def test_nothing_of_jax_runs_before_the_first_picture():
+    """In a fresh process, with fakes: Madrona fails if JAX has touched the GPU before it has drawn."""
+    script = """
+        import sys
+        sys.path[:0] = ["tests/sim", "."]
+        import test_madrona as t
+        from jax._src import xla_bridge
+        sys.modules.update(t.fake_modules())
+        t.madrona_engine.ctypes.util.find_library = lambda name: "libvulkan.so.1"
+        draw = t.FakeAdapter.render
+        def watched(self, *given):
+            print("JAX at picture", len(self.renders), xla_bridge.backends_are_initialized())
+            return draw(self, *given)
+        t.FakeAdapter.render = watched
+        try:
+            t.build(num_envs=2)
+        except t.ConfigError as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert "JAX at picture 0 False" in done.stdout, done.stdout + done.stderr
+    assert "JAX runs on the cpu" in done.stdout
+
+
+@pytest.mark.gpu
+def test_real_pictures_agree_with_warp():
+    """In a fresh process, because Madrona has to come before JAX."""
+    missing = madrona.missing_requirement()
+    if missing:
+        pytest.skip(missing)
+    script = """
+        import numpy as np
+        from mjx_so101 import PaperReturnEnv, SceneConfig
+        from mjx_so101.render.madrona import MadronaRenderer
+        size, options = (SceneConfig(), ("top", "wrist"), 128, 96, 4), dict(depth=True, segmentation=True)
+        mine = MadronaRenderer(*size, **options)
+        from mjx_so101.render.warp import WarpRenderer
+        theirs = WarpRenderer(*size, **options)
+        state = PaperReturnEnv(num_envs=4, physics="warp").reset(seed=0)
+        for _ in range(2):
+            a, b = mine.frames(state), theirs.frames(state)
+        same = np.mean(np.asarray(a.segmentation) == np.asarray(b.segmentation))
+        hit = (np.asarray(a.segmentation) == np.asarray(b.segmentation)) & (np.asarray(a.segmentation) >= 0)
+        depth = np.median(np.abs(np.asarray(a.depth) - np.asarray(b.depth))[hit])
+        color = np.median(np.abs(np.asarray(a.rgb, int) - np.asarray(b.rgb, int))[hit])
+        print("segmentation", same, "depth", depth, "colour", color)
+        assert same > 0.97 and depth < 1e-3 and color < 12
+    """
+    environ = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=900, env=environ
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
