@@ -33,6 +33,8 @@ class CamerasConfig:
     """For each size in turn; the second number of cameras halves it."""
     shadows: bool = True
     textures: bool = True
+    detail: str = "coarse"
+    """Shapes of the robot: 'fine' or 'coarse'."""
     meshes: str = ""
     steps: int = 20
     blocks: int = 3
@@ -58,7 +60,7 @@ def main(config: CamerasConfig) -> None:
         for count in config.cameras:
             name = f"{size if width != height else width}x{count}"
             render = RenderConfig(
-                config.renderer, ("top", "wrist")[:count], width, height, config.shadows, config.textures
+                config.renderer, ("top", "wrist")[:count], width, height, config.shadows, config.textures, config.detail
             )
             picture = config.pictures / f"{config.prefix}_{config.renderer}_{name}.png" if config.pictures else None
             one = fps.FpsConfig(

@@ -31,7 +31,7 @@ import numpy as np
 import tyro
 
 from bench.record import figure, write_record
-from mjx_so101 import ConfigError, HealthError, PaperReturnEnv, SceneConfig, SO101Error, TaskConfig
+from mjx_so101 import ConfigError, HealthError, PaperReturnEnv, SceneConfig, SO101Error, TaskConfig, load_randomization
 from mjx_so101.errors import require_choice
 from mjx_so101.physics import BACKENDS, default_backend
 from mjx_so101.render import RenderConfig, Renderer, check_pictures, make_renderer
@@ -224,7 +224,11 @@ def measure(config: FpsConfig, backend: str, num_envs: int) -> dict[str, Any]:
     """One row of the table. Raises HealthError if the run was not honest work."""
     scene = SceneConfig(sheet_friction=config.sheet_friction, visual=False, meshes=config.meshes)
     # madrona must have drawn before JAX touches the GPU
-    renderer = make_renderer(config.render, scene, num_envs) if config.obs == "rgb" else None
+    renderer = (
+        make_renderer(config.render, scene, num_envs, load_randomization(config.randomization))
+        if config.obs == "rgb"
+        else None
+    )
     backend = default_backend() if backend == "auto" else backend
     env = PaperReturnEnv(num_envs, backend, config.randomization, scene, TaskConfig())
     loop = Loop(env, config.seed, renderer)
@@ -274,6 +278,7 @@ def _pictures(config: FpsConfig, loop: Loop) -> dict[str, Any]:
         "height": renderer.height,
         "shadows": config.render.shadows,
         "textures": config.render.textures,
+        "detail": config.render.detail,
         "meshes": config.meshes,
         "render_only_frames_per_s": loop.env.num_envs * cameras * config.steps / loop.draw(config.steps),
     }

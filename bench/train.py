@@ -34,6 +34,8 @@ class TrainBenchConfig:
     """Where the run folders go; default a temporary folder."""
     extend: bool = False
     """Keep the seeds that `out` already holds and run only the others."""
+    against: Path | None = None
+    """Record of other runs, whose steps/s those of these runs are divided by in the headline."""
     out: Path = RESULTS / "train.json"
 
 
@@ -70,6 +72,10 @@ def record(config: TrainBenchConfig, flags: list[str], runs: list[dict[str, Any]
         figure(f"{prefix}_seconds_incl_compile", longest(lambda r: r["seconds"]["total"]), "s"),
         figure(f"{prefix}_steps_per_s", min(r["steps_per_second"] for r in runs), "control steps/s"),
     ]
+    if config.against:
+        other = json.loads(config.against.read_text())
+        ratio = min(r["steps_per_second"] for r in runs) / min(r["steps_per_second"] for r in other["runs"])
+        headline.append(figure(f"{prefix}_steps_per_s_over_{config.against.stem}", ratio, "fraction"))
     note = f"{len(runs)} of {len(config.seeds)} seeds; rates: mean over seeds; times: slowest seed"
     write_record(config.out, headline, train_flags=flags, note=note, runs=runs)
 

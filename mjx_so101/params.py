@@ -74,7 +74,7 @@ FIELDS: dict[str, Field] = {
     "sheet_texture": _look(0, "index", 0, len(SHEET_TEXTURES) - 1, "which of SHEET_TEXTURES", integer=True),
     "light_azimuth": _look(0.0, "rad", -math.pi, math.pi, "main light turned round the goal's vertical"),
     "light_tilt": _look(0.0, "rad", -1.0, 1.0, "main light tilted away from its nominal height"),
-    "light_intensity": _look(1.0, "-", 0.0, 3.0, "all lights over nominal"),
+    "light_intensity": _look(1.0, "-", 0.0, 3.0, "lamps over nominal; the light from all around stays"),
     "light_color": _look(1.0, "-", 0.0, 2.0, "main light's colour over nominal, per channel", size=3),
     "light_shadow": _look(1, "-", 0, 1, "1: the main light casts shadows", integer=True),
     "top_camera_position": _look(0.0, "m", -0.2, 0.2, "top camera moved along world x, y, z", size=3),

@@ -20,6 +20,8 @@ ARM_BODIES = ("shoulder", "upper_arm", "lower_arm", "wrist", "gripper", "moving_
 FINGERTIPS = ("fixed_fingertip", "moving_fingertip")
 CAMERAS = ("top", "wrist")
 SHEET_FRICTIONS = ("dry", "viscous")
+DETAILS = ("fine", "coarse")
+_HIDDEN_GROUP = 3  # geoms that no camera sees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,9 @@ class SceneConfig:
     wrist_camera_fovy_deg: float = 75.0
     extra_cameras: tuple[CameraConfig, ...] = ()
     """Cameras beside `top` and `wrist`."""
+    detail: str = "fine"
+    """Shapes of the robot in pictures: 'fine' (44 primitives), or 'coarse' (15 boxes: batches are drawn in half the
+    time)."""
     meshes: str = ""
     """Draw the robot with the official SO-101 meshes: a folder with the STL files, 'package' for an installed package
     that carries them, '' for primitives. Ignored where `visual` is False."""
@@ -103,6 +108,7 @@ class SceneConfig:
 
     def __post_init__(self) -> None:
         require_choice("sheet_friction", self.sheet_friction, SHEET_FRICTIONS)
+        require_choice("detail", self.detail, DETAILS)
         for name in ("control_hz", "substeps", "solver_iterations", "line_search_iterations", "sheet_mass"):
             value = getattr(self, name)
             if not (np.isfinite(value) and value > 0):
@@ -171,6 +177,7 @@ def load_model(config: SceneConfig | None = None) -> mujoco.MjModel:
     if config.acceleration_sensors:
         _add_acceleration_sensors(spec)
     if config.visual:
+        _choose_detail(spec, config)
         _add_textures(spec)
         if config.meshes:
             use_meshes(spec, config.meshes, config.mesh_triangles)
@@ -218,7 +225,7 @@ def _add_sheet(spec: mujoco.MjSpec, config: SceneConfig) -> None:
     box = mujoco.mjtGeom.mjGEOM_BOX
     body.add_geom(
         name="paper_collision", type=box, size=[half_x, half_y, thick], pos=[0, 0, config.sheet_top - thick],
-        contype=0, conaffinity=0, group=3, mass=0, rgba=[1, 1, 1, 0],
+        contype=0, conaffinity=0, group=_HIDDEN_GROUP, mass=0, rgba=[1, 1, 1, 0],
     )  # fmt: skip
     body.add_geom(
         name="paper", type=box, size=[half_x, half_y, 0.0002], pos=[0, 0, config.sheet_top - 0.0002],
@@ -251,6 +258,20 @@ def _add_tape(spec: mujoco.MjSpec, config: SceneConfig) -> None:
             pos=[config.goal_center[0] + offset[0], config.goal_center[1] + offset[1], 0.0001],
             contype=0, conaffinity=0, group=2, mass=0, material="tape",
         )  # fmt: skip
+
+
+def _choose_detail(spec: mujoco.MjSpec, config: SceneConfig) -> None:
+    """Keep one set of the robot's shapes. The coarse one hides the fingertips, which physics needs, in its fingers."""
+    coarse = config.detail == "coarse" and not config.meshes
+    for geom in list(spec.geoms):
+        if geom.name.startswith("coarse_"):
+            if not coarse:
+                spec.delete(geom)
+        elif coarse and not geom.name:
+            spec.delete(geom)
+    if coarse:
+        for name in FINGERTIPS:
+            spec.geom(name).group = _HIDDEN_GROUP
 
 
 def _add_textures(spec: mujoco.MjSpec) -> None:

@@ -11,6 +11,7 @@ import tyro
 from mjx_so101.errors import ConfigError, require_choice
 from mjx_so101.params import Randomization, load_randomization
 from mjx_so101.physics import BACKENDS
+from mjx_so101.render import PRESETS as RENDER_PRESETS
 from mjx_so101.render import RenderConfig
 from mjx_so101.scene import SHEET_FRICTIONS, SceneConfig
 from mjx_so101.task import TaskConfig
@@ -58,7 +59,7 @@ class TrainConfig:
     """Stop at the first buffer overflow or non-finite state, instead of counting it."""
     residual: tyro.conf.OmitArgPrefixes[ResidualConfig] = dataclasses.field(default_factory=ResidualConfig)
     ppo: tyro.conf.OmitArgPrefixes[PPOConfig] = dataclasses.field(default_factory=PPOConfig)
-    render: tyro.conf.OmitArgPrefixes[RenderConfig] = dataclasses.field(default_factory=RenderConfig)
+    render: tyro.conf.OmitArgPrefixes[RenderConfig] = dataclasses.field(default_factory=lambda: RENDER_PRESETS["small"])
 
     def __post_init__(self) -> None:
         require_choice("base", self.base, BASES)

@@ -7,13 +7,10 @@ import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError
-from mjx_so101.params import FIELDS, Randomization
 from mjx_so101.render import RenderConfig, check_pictures, make_renderer
 from mjx_so101.render.base import available_memory
-from mjx_so101.render.sensor import sense
+from mjx_so101.render.sensor import sense, sensor_varies
 from mjx_so101.task import State
-
-SENSOR_FIELDS = ("exposure", "white_balance", "image_gamma", "image_blur", "image_noise")
 
 
 class Eyes:
@@ -26,7 +23,7 @@ class Eyes:
                 f"renderer is {config.renderer!r}; learning from pixels needs 'warp', which draws inside jit."
             )
         self.config = config
-        self.renderer = make_renderer(config, env.scene, env.num_envs)
+        self.renderer = make_renderer(config, env.scene, env.num_envs, env.task.randomization)
         self._sensing = sensor_varies(env.task.randomization)
 
     def __call__(self, state: State, key: jax.Array) -> dict[str, jax.Array]:
@@ -39,11 +36,6 @@ class Eyes:
     def check(self, state: State) -> None:
         """Raise HealthError if a picture of `state` shows one colour only; call it from the host."""
         check_pictures(np.asarray(jax.jit(self.renderer.render)(state)), self.config.cameras)
-
-
-def sensor_varies(randomization: Randomization) -> bool:
-    """Whether any sensor effect is ever other than its default."""
-    return any(randomization.range(name) != (FIELDS[name].default,) * 2 for name in SENSOR_FIELDS)
 
 
 def pixel_memory(config: RenderConfig, num_envs: int, unroll: int, minibatches: int, eval_envs: int) -> dict[str, int]:

@@ -11,13 +11,13 @@ import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError
+from mjx_so101.params import Randomization, load_randomization
 from mjx_so101.render import BACKENDS, RenderConfig, make_renderer
-from mjx_so101.render.sensor import sense
+from mjx_so101.render.sensor import sense, sensor_varies
 from mjx_so101.render.sheet import contact_sheet, save_png, side_by_side
 from mjx_so101.scene import SceneConfig
 from mjx_so101.task import State
 from policies.base import make_base
-from train.eyes import sensor_varies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,8 @@ class RenderFlags:
     meshes: str = ""
     """Folder of the official meshes, or 'package'; default: primitives."""
     shadows: bool = True
+    detail: str = "fine"
+    """Shapes of the robot: 'fine' or 'coarse'."""
     base: str = "jacobian"
     """Base policy that moves the arms ..."""
     steps: int = 60
@@ -55,7 +57,11 @@ class RenderFlags:
 
     def config(self) -> RenderConfig:
         """What to draw."""
-        return RenderConfig(self.renderer, self.camera, self.width, self.height, self.shadows)
+        return RenderConfig(self.renderer, self.camera, self.width, self.height, self.shadows, detail=self.detail)
+
+    def randomization(self) -> Randomization:
+        """What the looks are drawn from."""
+        return load_randomization("nominal+looks" if self.randomize else "nominal")
 
     def scene(self) -> SceneConfig:
         """Where to draw it."""
@@ -65,9 +71,7 @@ class RenderFlags:
 def render_pictures(flags: RenderFlags) -> None:
     """Draw what `flags` asks for and write the PNG."""
     renderers = _every_backend(flags) if flags.compare else [_renderer(flags, flags.renderer)]
-    env = PaperReturnEnv(
-        flags.num_envs, randomization="nominal+looks" if flags.randomize else "nominal", auto_reset=False
-    )
+    env = PaperReturnEnv(flags.num_envs, randomization=flags.randomization(), auto_reset=False)
     state = live_state(env, flags.base, flags.steps, flags.seed)
     batches = [np.asarray(renderer.render(state)) for renderer in renderers]
     if flags.compare:
@@ -85,7 +89,8 @@ def render_pictures(flags: RenderFlags) -> None:
 
 
 def _renderer(flags: RenderFlags, name: str):
-    return make_renderer(dataclasses.replace(flags.config(), renderer=name), flags.scene(), flags.num_envs)
+    config = dataclasses.replace(flags.config(), renderer=name)
+    return make_renderer(config, flags.scene(), flags.num_envs, flags.randomization())
 
 
 def _every_backend(flags: RenderFlags) -> list:

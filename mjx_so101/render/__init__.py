@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 
 from mjx_so101.errors import ConfigError, require_choice
+from mjx_so101.params import FIELDS, Randomization
 from mjx_so101.render.base import Frames, Renderer, check_pictures
-from mjx_so101.scene import SceneConfig
+from mjx_so101.render.sensor import SENSOR_FIELDS
+from mjx_so101.scene import DETAILS, SceneConfig
 
 BACKENDS = ("warp", "madrona", "mujoco")
 
-__all__ = ["BACKENDS", "PRESETS", "Frames", "RenderConfig", "Renderer", "check_pictures", "make_renderer"]
+__all__ = ["BACKENDS", "PRESETS", "Frames", "RenderConfig", "Renderer", "check_pictures", "looks_vary", "make_renderer"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +33,12 @@ class RenderConfig:
     """Pixels down."""
     shadows: bool = True
     textures: bool = True
+    detail: str = "fine"
+    """Shapes of the robot: 'fine', or 'coarse' boxes, which are drawn in half the time."""
 
     def __post_init__(self) -> None:
         require_choice("renderer", self.renderer, BACKENDS)
+        require_choice("detail", self.detail, DETAILS)
         if self.width < 1 or self.height < 1:
             raise ConfigError(f"picture size is {self.width} x {self.height}; both must be at least 1 pixel.")
 
@@ -49,29 +54,44 @@ class RenderConfig:
 
 
 PRESETS: dict[str, RenderConfig] = {
-    "small": RenderConfig(),
+    "small": RenderConfig(detail="coarse"),
     "gr00t": RenderConfig(cameras=("top", "wrist"), width=320, height=240),
 }
 """`small`: what a learner from pixels sees; `gr00t`: both cameras uncropped, as the GR00T processor takes them."""
 
 
-def make_renderer(config: RenderConfig, scene: SceneConfig | None = None, num_envs: int = 1, **options) -> Renderer:
+def make_renderer(
+    config: RenderConfig,
+    scene: SceneConfig | None = None,
+    num_envs: int = 1,
+    randomization: Randomization | None = None,
+    **options,
+) -> Renderer:
     """Build the renderer that `config` names; options go to it (depth, segmentation, specular, strict).
 
-    Raises ConfigError for an unknown camera, pictures that do not fit into memory, or what the backend needs and
-    this machine lacks.
+    randomization: what the states' parameters are drawn from. It is checked against what the backend can vary, and
+    warp draws faster if no looks vary; None expects any. Raises ConfigError for an unknown camera, looks that the
+    backend cannot vary, pictures that do not fit into memory, or what the backend needs and this machine lacks.
     """
-    scene = scene or SceneConfig()
+    scene = dataclasses.replace(scene or SceneConfig(), detail=config.detail)
     options = {"shadows": config.shadows, "textures": config.textures, **options}
     size = (scene, config.cameras, config.width, config.height, num_envs)
     if config.renderer == "warp":
         from mjx_so101.render.warp import WarpRenderer
 
-        return WarpRenderer(*size, **options)
+        return WarpRenderer(*size, fixed_looks=randomization is not None and not looks_vary(randomization), **options)
     if config.renderer == "madrona":
-        from mjx_so101.render.madrona import MadronaRenderer
+        from mjx_so101.render.madrona import MadronaRenderer, check_supported
 
+        if randomization is not None:
+            check_supported(randomization)
         return MadronaRenderer(*size, **options)
     from mjx_so101.render.mujoco import MujocoRenderer
 
     return MujocoRenderer(*size, **options)
+
+
+def looks_vary(randomization: Randomization) -> bool:
+    """Whether anything that a renderer draws is ever other than nominal; sensor effects come later and do not count."""
+    fields = [name for name, field in FIELDS.items() if field.group == "look" and name not in SENSOR_FIELDS]
+    return any(randomization.range(name) != (FIELDS[name].default,) * 2 for name in fields)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mjx_so101.params import EnvParams
+from mjx_so101.params import FIELDS, EnvParams, Randomization
 
+SENSOR_FIELDS = ("exposure", "white_balance", "image_gamma", "image_blur", "image_noise")
+"""Fields of EnvParams that `sense` reads."""
 _TAPS = 4
 """Half width of the blur kernel (px): enough for a standard deviation of up to 1.5 px, beyond it is cut off."""
 
@@ -19,6 +21,11 @@ def srgb_to_linear(srgb: jax.Array) -> jax.Array:
 def linear_to_srgb(linear: jax.Array) -> jax.Array:
     """sRGB in [0, 1] from linear light in [0, 1] (IEC 61966-2-1)."""
     return jnp.where(linear <= 0.0031308, 12.92 * linear, 1.055 * jnp.maximum(linear, 1e-8) ** (1 / 2.4) - 0.055)
+
+
+def sensor_varies(randomization: Randomization) -> bool:
+    """Whether any sensor effect is ever other than its default."""
+    return any(randomization.range(name) != (FIELDS[name].default,) * 2 for name in SENSOR_FIELDS)
 
 
 def sense(rgb: jax.Array, params: EnvParams, key: jax.Array) -> jax.Array:
@@ -40,10 +47,11 @@ def _blurred(image: jax.Array, sigma: jax.Array) -> jax.Array:
     at = jnp.arange(-_TAPS, _TAPS + 1)
     weights = jnp.exp(-0.5 * (at / jnp.maximum(sigma, 1e-3)) ** 2)
     weights = weights / jnp.sum(weights)
-    for axis in (1, 2):  # camera, HEIGHT, WIDTH, colour
+    for axis in (1, 2):
         widths = [(0, 0)] * image.ndim
         widths[axis] = (_TAPS, _TAPS)
         padded = jnp.pad(image, widths, mode="edge")
         size = image.shape[axis]
-        image = sum(weights[i] * jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(2 * _TAPS + 1))
+        shifted = [jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(2 * _TAPS + 1)]
+        image = jnp.tensordot(weights, jnp.stack(shifted), axes=1)
     return image

@@ -80,7 +80,7 @@ def scene_lights(model: mujoco.MjModel, shadows: bool, looks: EnvParams | None =
 
     MuJoCo adds lights in sRGB: ambient, then fills, then the lights that cast shadows. Each is given the linear light
     that makes the same step here; four lights from all around stand in for the ambient one. Other faces come close.
-    Raises ConfigError for a light that is not directional.
+    A headlight enters by its ambient part. Raises ConfigError for a light that is not directional.
     """
     active = [i for i in range(model.nlight) if model.light_active[i]]
     for i in active:
@@ -88,7 +88,8 @@ def scene_lights(model: mujoco.MjModel, shadows: bool, looks: EnvParams | None =
             raise ConfigError(f"light {model.light(i).name!r} is not directional; Madrona is given no other kind here.")
     direction, diffuse, ambient, cast = _light_fields(model, looks)
     envs = len(direction)
-    level = ambient[:, active].sum(1)
+    head = model.vis.headlight
+    level = ambient[:, active].sum(1) + (head.ambient if head.active else 0.0)
     around = np.maximum(srgb_to_linear(level) - MADRONA_AMBIENT, 0.0)  # [env, 3]
     color = np.zeros((envs, len(active), 3))
     for i in sorted(active, key=lambda i: bool(model.light_castshadow[i])):
