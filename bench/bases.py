@@ -15,7 +15,7 @@ set_caches()
 
 import tyro
 
-from bench.record import RESULTS, figure, write_record
+from bench.record import figure, write_record
 from mjx_so101 import SO101Error
 from train.evaluate import Evaluator
 from train.loop import REPORT_SEED
@@ -32,7 +32,7 @@ class BasesConfig:
     physics: str = "auto"
     episodes: int = 1024
     seed: int = REPORT_SEED
-    out: Path = RESULTS / "base_policies.json"
+    out: Path = Path("base_policies.json")
 
 
 def main(config: BasesConfig) -> None:

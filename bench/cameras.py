@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from bench import fps
-from bench.record import RESULTS, figure, write_record
+from bench.record import figure, write_record
 from mjx_so101 import ConfigError, SO101Error
 from mjx_so101.render import RenderConfig
 
@@ -40,7 +40,7 @@ class CamerasConfig:
     blocks: int = 3
     pictures: Path | None = None
     """Folder for the contact sheets."""
-    out: Path = RESULTS / "rgb.json"
+    out: Path = Path("rgb.json")
 
     def __post_init__(self) -> None:
         if len(self.num_envs) != len(self.size):

@@ -266,10 +266,10 @@ def _pictures(config: FpsConfig, loop: Loop) -> dict[str, Any]:
     renderer = loop.renderer
     if renderer is None:
         return {}
-    drawn = np.asarray(renderer.render(loop.carry["state"]))
+    drawn = renderer.render(loop.carry["state"])
     check_pictures(drawn, renderer.cameras)
     if config.picture:
-        save_png(config.picture, contact_sheet(drawn[:16]))
+        save_png(config.picture, contact_sheet(np.asarray(drawn[:16])))
     cameras = len(renderer.cameras)
     return {
         "renderer": renderer.name,

@@ -8,8 +8,6 @@ from typing import Any
 
 from train.report import provenance
 
-RESULTS = Path(__file__).resolve().parent / "results"
-
 
 def figure(name: str, value: float, unit: str) -> dict[str, Any]:
     """One headline figure; rates are fractions of 1."""

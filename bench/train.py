@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from bench.record import RESULTS, figure, write_record
+from bench.record import figure, write_record
 
 KEPT = ("command", "config", "environment", "steps", "seconds", "steps_per_second", "peak_memory_bytes", "results")
 
@@ -36,7 +36,7 @@ class TrainBenchConfig:
     """Keep the seeds that `out` already holds and run only the others."""
     against: Path | None = None
     """Record of other runs, whose steps/s those of these runs are divided by in the headline."""
-    out: Path = RESULTS / "train.json"
+    out: Path = Path("train.json")
 
 
 def run(seed: int, folder: Path, flags: list[str]) -> dict[str, Any]:

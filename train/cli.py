@@ -14,7 +14,7 @@ from train.hardware import set_caches
 
 COMMANDS = {
     "train": "train a residual on top of a base policy and report",
-    "eval": "success of a run or of a base policy, as JSON",
+    "eval": "success of a run or of a base policy",
     "compare": "one table and plot of several runs",
     "play": "watch episodes in MuJoCo's viewer, or as a video",
     "render": "draw what the cameras see, as a contact sheet or a comparison of renderers",
@@ -64,10 +64,10 @@ def _train(arguments: list[str]) -> None:
 
     import jax
 
-    from mjx_so101.errors import require_choice
+    from mjx_so101.errors import SO101Error, require_choice
     from train.config import PRESETS, TrainConfig
     from train.loop import Trainer, prepare_folder, saved_config
-    from train.report import write_report
+    from train.report import command, write_report
 
     if given.resume:
         default = saved_config(Path(given.resume))
@@ -78,12 +78,19 @@ def _train(arguments: list[str]) -> None:
     if given.preset == "gpu" or config.physics == "warp":
         _explain_missing_gpu(needed=given.preset == "gpu")
     folder = prepare_folder(Path(given.resume or given.out or _new_folder(config)), resume=bool(given.resume))
+    try:
+        trainer = Trainer(config, folder)
+    except SO101Error:
+        if not any(folder.iterdir()):
+            folder.rmdir()  # refused before anything was written: leave no empty run behind
+        raise
     print(f"Training in {folder}: base {config.base}, {config.randomization}, {config.num_envs} environments")
-    trainer = Trainer(config, folder)
     if given.resume:
         trainer.resume()
         print(f"Resumed at {trainer.steps:,} steps")
     (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    with (folder / "commands.txt").open("a") as file:
+        file.write(command() + "\n")
     if not trainer.run():
         raise SystemExit(130)
     print("Reporting on unseen episodes ...")
@@ -152,6 +159,9 @@ def _eval(arguments: list[str]) -> None:
     for name in ("episodes", "num_envs"):
         if getattr(flags, name) < 1:
             raise ConfigError(f"{name} is {getattr(flags, name)}; it must be at least 1.")
+    if not all(0 < mm < float("inf") for mm in flags.tolerance_mm):
+        raise ConfigError(f"tolerance_mm is {flags.tolerance_mm}; every tolerance must be greater than 0 mm.")
+    print(f"Running {flags.episodes} episodes ...", file=sys.stderr)
     if flags.json and flags.json != "-":
         Path(flags.json).parent.mkdir(parents=True, exist_ok=True)
 

@@ -20,6 +20,8 @@ def read_report(run: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
+        if not (Path(run) / "config.json").exists():
+            raise CheckpointError(f"{run} is not a run folder: neither report.json nor config.json is there.") from None
         raise CheckpointError(f"{run} has no report.json; finish the run with so101 train --resume {run}.") from None
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}).") from None

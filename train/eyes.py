@@ -35,7 +35,7 @@ class Eyes:
 
     def check(self, state: State) -> None:
         """Raise HealthError if a picture of `state` shows one colour only; call it from the host."""
-        check_pictures(np.asarray(jax.jit(self.renderer.render)(state)), self.config.cameras)
+        check_pictures(jax.jit(self.renderer.render)(state), self.config.cameras)
 
 
 def pixel_memory(config: RenderConfig, num_envs: int, unroll: int, minibatches: int, eval_envs: int) -> dict[str, int]:

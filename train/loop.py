@@ -25,6 +25,7 @@ from train.config import TrainConfig
 from train.evaluate import Evaluator
 from train.eyes import check_memory
 from train.ppo import PPO
+from train.report import command
 from train.rollout import SAMPLE, Carry, ResidualCosts, Roller
 
 SELECTION_SEED = 1_000_003
@@ -75,6 +76,7 @@ class Trainer:
         self.best = -1.0
         self.evaluations: list[dict[str, Any]] = []
         self.seconds = {"rollout": 0.0, "update": 0.0, "evaluation": 0.0, "compile": 0.0}
+        self.ended = ""
 
     # -- one iteration ---------------------------------------------------------------------------------------------
     def iterate(self) -> dict[str, float]:
@@ -133,6 +135,11 @@ class Trainer:
         """The learner of checkpoint `best`."""
         return checkpoint.restore(self.out / "checkpoints" / "best", "learner", self.learner)
 
+    def commands(self) -> str:
+        """The command lines that made this run, a resumed one after the other."""
+        path = self.out / "commands.txt"
+        return " && ".join(path.read_text().split("\n")[:-1]) if path.exists() else command()
+
     @property
     def wall_seconds(self) -> float:
         """Seconds spent so far, compilation included, over all parts of a resumed run."""
@@ -184,6 +191,8 @@ class Trainer:
         if config.strict and self.roller.eyes:
             self.roller.eyes.check(self.carry.state)
         recent: deque[float] = deque(maxlen=20)
+        if not self.evaluations and progress:
+            print("Compiling, and evaluating the base policy; the bar appears afterwards ...", flush=True)
         with (
             _stop_signals() as stopped,
             log,
@@ -197,7 +206,8 @@ class Trainer:
         ):
             if not self.evaluations:
                 log.evaluation(self.evaluate())
-            while self.steps < config.steps and not stopped:
+            bar.unpause()
+            while self.steps < config.steps and not stopped and not self._solved():
                 before = self.steps
                 metrics = self.iterate()
                 self._check(metrics)
@@ -208,17 +218,30 @@ class Trainer:
                 bar.set_postfix(success=f"{np.mean(recent or [0]):.0%}", best=f"{max(self.best, 0):.0%}", refresh=False)
                 bar.update(min(self.steps, config.steps) - min(before, config.steps))
                 if self.steps // every > before // every or self.steps >= config.steps:
-                    record = self.evaluate()
-                    log.evaluation(record)
+                    log.evaluation(self.evaluate())
                     self.save("last")
-                    if record["rate"] >= config.stop_at_success:
-                        break
             if stopped:
                 self.save("last")
                 tqdm.write(f"Stopped by a signal; saved. Continue with: so101 train --resume {self.out}")
                 return False
         self.save("last")
+        self.ended = self._why_ended()
+        if progress:
+            print(self.ended)
         return True
+
+    def _solved(self) -> bool:
+        """Whether the last evaluation reached the success at which training stops."""
+        trained = len(self.evaluations) > 1
+        return trained and self.evaluations[-1]["rate"] >= self.config.stop_at_success
+
+    def _why_ended(self) -> str:
+        if not self._solved() or self.steps >= self.config.steps:
+            return f"All {self.config.steps:,} steps are done."
+        return (
+            f"Stopped after {self.steps:,} of {self.config.steps:,} steps: {self.evaluations[-1]['rate']:.1%} success "
+            f"on the selection episodes reaches stop_at_success ({self.config.stop_at_success:.1%})."
+        )
 
     @property
     def steps_per_second(self) -> float:
@@ -353,7 +376,8 @@ def prepare_folder(out: Path, resume: bool) -> Path:
         raise ConfigError(f"out folder {out} is a file; give another --out.")
     if out.exists() and any(out.iterdir()):
         raise ConfigError(
-            f"out folder {out} is not empty; give another --out, or continue that run with --resume {out}."
+            f"out folder {out} is not empty; give another --out"
+            + (f", or continue that run with --resume {out}." if (out / "config.json").exists() else ".")
         )
     out.mkdir(parents=True, exist_ok=True)
     return out

@@ -61,7 +61,9 @@ def load_policy(
 
     overrides: fields of TrainConfig to replace, such as randomization. Raises ConfigError or CheckpointError.
     """
-    if (run is None) == (base is None):
+    if run is None and base is None:
+        raise ConfigError("nothing to run: give --run DIR (a trained policy) or --base NAME (a base policy alone).")
+    if run is not None and base is not None:
         raise ConfigError("give either --run DIR (a trained policy) or --base NAME (a base policy alone), not both.")
     if not tolerances_mm:
         raise ConfigError("tolerance_mm is empty; give at least one tolerance in mm, such as 5.")

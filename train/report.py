@@ -154,23 +154,31 @@ def write_report(trainer, learner: Learner, finished: bool) -> dict[str, Any]:
     config, out, env = trainer.config, trainer.out, trainer.eval_env
     results = compare_policies(trainer.evaluator, learner, config.report_episodes, REPORT_SEED)
     learning_curve(trainer.evaluations, results["base"], out / "learning_curve.png")
-    videos = _videos(trainer, learner) if config.video else []
     report = {
         **provenance(),
+        "command": trainer.commands(),
         "config": config.to_dict(),
         "environment": env.describe(),
         "finished": finished,
+        "ended": trainer.ended,
         "steps": trainer.steps,
         "seconds": {**trainer.seconds, "total": trainer.wall_seconds},
         "steps_per_second": trainer.steps_per_second if np.isfinite(trainer.steps_per_second) else None,
         "peak_memory_bytes": peak_memory(),
         "evaluations": trainer.evaluations,
         "results": results,
-        "videos": [path.name for path in videos],
+        "videos": [],
     }
+    _write(report, out)
+    if config.video:  # last, because nothing else must be lost if they fail
+        report["videos"] = [path.name for path in _videos(trainer, learner)]
+        _write(report, out)
+    return report
+
+
+def _write(report: dict[str, Any], out: Path) -> None:
     (out / "report.json").write_text(json.dumps(report, indent=2))
     (out / "report.md").write_text(_markdown(report))
-    return report
 
 
 def _videos(trainer, learner: Learner) -> list[Path]:
@@ -209,7 +217,7 @@ def _markdown(report: dict[str, Any]) -> str:
         f"{report['steps']:,} control steps of {config['num_envs']} environments, "
         f"{report['steps_per_second'] or 0:,.0f} steps/s; {spent['total']:.0f} s with compilation "
         f"({spent['compile']:.0f} s) and evaluation ({spent['evaluation']:.0f} s)"
-        + ("." if report["finished"] else "; stopped early by a signal."),
+        + (f". {report['ended']}" if report["finished"] else "; stopped early by a signal."),
         "",
         f"{config['report_episodes']} episodes of 400 steps, none of them used to choose the checkpoint; "
         "95 % Wilson intervals. *noise* is the base policy plus white noise as large as the mean residual.",

@@ -109,14 +109,13 @@ def select(state: State, envs: jax.Array | None, num_envs: int, name: str) -> tu
 
 def check_pictures(rgb: Array, cameras: Sequence[str]) -> None:
     """Raise HealthError if a picture in uint8 [env, camera, height, width, 3] shows one colour only."""
-    rgb = np.asarray(rgb)
-    constant = (rgb == rgb[:, :, :1, :1]).all((2, 3, 4))
+    constant = np.asarray((rgb == rgb[:, :, :1, :1]).all((2, 3, 4)))  # on the device, where the pictures are
     if constant.any():
         env, camera = np.argwhere(constant)[0]
         raise HealthError(
             f"env {env}: the picture of camera {cameras[camera]!r} is constant "
-            f"(RGB {rgb[env, camera, 0, 0].tolist()}), {int(constant.sum())} of {constant.size} pictures are. "
-            "Check the camera's pose and the lights."
+            f"(RGB {np.asarray(rgb[env, camera, 0, 0]).tolist()}), {int(constant.sum())} of {constant.size} pictures "
+            "are. Check the camera's pose and the lights."
         )
 
 
