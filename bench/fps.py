@@ -286,17 +286,17 @@ def _pictures(config: FpsConfig, loop: Loop) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as aligned text."""
-    lines = [f"{'physics':8} {'envs':>7} {'env steps/s':>13} {'contacts':>9} {'compile s':>10}  pictures"]
+    lines = [f"{'physics':8} {'envs':>7} {'env steps/s':>13} {'physics steps/s':>16} {'contacts':>9} {'compile s':>10}"]
     for r in rows:
         seen = ""
         if "renderer" in r:
             seen = (
-                f"{r['renderer']} {'+'.join(r['cameras'])} {r['width']}x{r['height']}, "
+                f"  {r['renderer']} {'+'.join(r['cameras'])} {r['width']}x{r['height']}, "
                 f"{r['render_only_frames_per_s']:,.0f} frames/s when only drawing"
             )
         lines.append(
-            f"{r['physics']:8} {r['num_envs']:>7} {r['env_steps_per_s']:>13,.0f} {r['contacts_per_env']:>9.2f} "
-            f"{r['compile_s']:>10.1f}  {seen}"
+            f"{r['physics']:8} {r['num_envs']:>7} {r['env_steps_per_s']:>13,.0f} {r['physics_steps_per_s']:>16,.0f} "
+            f"{r['contacts_per_env']:>9.2f} {r['compile_s']:>10.1f}{seen}"
         )
     return "\n".join(lines)
 

@@ -101,6 +101,9 @@ def _renderers() -> Iterator[Finding]:
         yield Finding("renderer mujoco", f"MUJOCO_GL={os.environ.get('MUJOCO_GL', 'glfw')}", fix)
     except ConfigError as error:
         yield Finding("renderer mujoco", "cannot draw", str(error))
+    from mjx_so101.render.madrona import missing_requirement
+
+    yield Finding("renderer madrona (optional)", missing_requirement() or "ready")
 
 
 def _missing_assets() -> str:

@@ -11,8 +11,10 @@ from mjx_so101.params import SHEET_TEXTURES, TABLE_TEXTURES, EnvParams
 from mjx_so101.render.poses import about_axis
 from mjx_so101.scene import CAMERAS
 
-_COLORED = {"table": "table", "sheet": "sheet", "tape": "tape", "link": "link", "finger": "finger"}  # material: field
-_MAIN_LIGHT = "main"
+COLORED = {"table": "table", "sheet": "sheet", "tape": "tape", "link": "link", "finger": "finger"}
+"""Material: first part of the name of its colour's field."""
+MAIN_LIGHT = "main"
+"""The lamp of the scene, which looks move and tint."""
 
 
 class Looks:
@@ -28,13 +30,13 @@ class Looks:
         self.nominal = {name: np.array(getattr(model, name), kinds.get(name, np.float32)) for name in self.NAMES}
         self._materials = {
             field: [i for i in range(model.nmat) if model.mat(i).name.split("/")[0] == material]
-            for material, field in _COLORED.items()
+            for material, field in COLORED.items()
         }
         self._textures = {
             "table": np.array([model.texture(name).id for name in TABLE_TEXTURES], np.int32),
             "sheet": np.array([model.texture(name).id for name in SHEET_TEXTURES], np.int32),
         }
-        self._light = model.light(_MAIN_LIGHT).id
+        self._light = model.light(MAIN_LIGHT).id
         self._cameras = {name: model.camera(name).id for name in CAMERAS}
         self._pivot = np.array([*model.geom("tape_0").pos[:2], 0.0], np.float32)
 

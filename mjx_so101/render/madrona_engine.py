@@ -156,9 +156,7 @@ def missing_requirement() -> str | None:
     import torch
 
     if torch.version.cuda is None:
-        return (
-            "this torch was built without CUDA: pip install torch --index-url https://download.pytorch.org/whl/cu128."
-        )
+        return "this torch was built without CUDA: install one of PyTorch's CUDA builds."
     if not torch.cuda.is_available():
         return "torch finds no NVIDIA GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES, or use renderer 'warp'."
     return None

@@ -12,7 +12,7 @@ import numpy as np
 
 from mjx_so101.errors import ConfigError
 from mjx_so101.params import SHEET_TEXTURES, TABLE_TEXTURES, EnvParams
-from mjx_so101.render.looks import _COLORED, _MAIN_LIGHT
+from mjx_so101.render.looks import COLORED, MAIN_LIGHT
 from mjx_so101.render.tessellate import draws_material
 
 MADRONA_AMBIENT = 0.05
@@ -114,7 +114,7 @@ def _material_colors(model: mujoco.MjModel, textures: bool, looks: EnvParams | N
     texture = np.repeat(np.array(model.mat_texid[:, role])[None], envs, 0)
     choices = {"table": TABLE_TEXTURES, "sheet": SHEET_TEXTURES}
     for i in range(model.nmat):
-        field = _COLORED.get(model.mat(i).name.split("/")[0])
+        field = COLORED.get(model.mat(i).name.split("/")[0])
         if looks is None or field is None:
             continue
         color[:, i] = np.clip(color[:, i] + getattr(looks, f"{field}_color"), 0.0, 1.0)
@@ -134,7 +134,7 @@ def _light_fields(model: mujoco.MjModel, looks: EnvParams | None) -> tuple[np.nd
     direction, diffuse, ambient = (np.repeat(np.asarray(getattr(model, n), float)[None], envs, 0) for n in names)
     cast = np.repeat(np.asarray(model.light_castshadow, bool)[None], envs, 0)
     if looks is not None:
-        main = model.light(_MAIN_LIGHT).id
+        main = model.light(MAIN_LIGHT).id
         direction[:, main] = _turned(direction[:, main], np.asarray(looks.light_azimuth), np.asarray(looks.light_tilt))
         strength = np.asarray(looks.light_intensity)[:, None, None]
         diffuse, ambient = diffuse * strength, ambient * strength

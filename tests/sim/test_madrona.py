@@ -148,7 +148,7 @@ def test_upward_face_is_as_bright_as_in_mujoco_lit_and_in_shadow(scene_model):
     up = np.maximum(-model.light_dir[:, 2:], 0)
     shadowless = ~model.light_castshadow.astype(bool)
     for mine, theirs in ((shares, slice(None)), (shares[~lights.castshadow[0]], shadowless)):
-        expected = model.light_ambient.sum(0) + (model.light_diffuse * up)[theirs].sum(0)
+        expected = model.vis.headlight.ambient + model.light_ambient.sum(0) + (model.light_diffuse * up)[theirs].sum(0)
         seen = shading.linear_to_srgb(mine.sum(0) + shading.MADRONA_AMBIENT)
         np.testing.assert_allclose(seen, expected, atol=1e-4)
 
@@ -395,7 +395,7 @@ def test_randomization_of_fixed_looks_is_refused_by_name():
 def test_madrona_gets_geometry_lights_and_caches(machine, tmp_path, scene_model):
     renderer = build()
     adapter, geoms = FakeAdapter.living, drawn_geoms(scene_model)
-    assert not adapter.rasterizer and adapter.lights == 3 + 4
+    assert not adapter.rasterizer and adapter.lights == 1 + 4
     np.testing.assert_allclose(adapter.fovy, [75, 50])  # in the order asked for
     geometry = adapter.geometry
     assert all(value.flags.c_contiguous for value in geometry.values())

@@ -228,6 +228,9 @@ def test_comparison_has_a_line_for_each_run(two_runs, tiny_report, tmp_path):
 
 
 def test_run_without_a_report_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path} is not a run folder"):
+        read_report(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=rf"{tmp_path} has no report.json.*--resume"):
         read_report(tmp_path)
     (tmp_path / "report.json").write_text('{"results": ')
