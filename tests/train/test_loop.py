@@ -160,6 +160,14 @@ def test_run_stops_at_the_success_asked_for(quick, monkeypatch):
     monkeypatch.setattr(quick, "config", dataclasses.replace(quick.config, stop_at_success=0.7))
     assert quick.run(progress=False)
     assert quick.steps == 256
+    assert "256 of 640 steps" in quick.ended and "75.0%" in quick.ended and "stop_at_success (70.0%)" in quick.ended
+    assert quick.run(progress=False)  # resumed, it has nothing more to do
+    assert quick.steps == 256 and len(quick.evaluations) == 2
+
+
+def test_run_that_did_all_its_steps_says_so(quick):
+    assert quick.run(progress=False)
+    assert quick.ended == "All 640 steps are done."
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])

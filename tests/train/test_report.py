@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mjx_so101 import CheckpointError, ConfigError
-from train import report
+from train import report, video
 from train.compare import compare_runs, read_report
 
 NAMES = ("base", "mean", "sample", "noise")
@@ -199,6 +199,31 @@ def test_run_without_a_renderer_still_has_its_report(written, monkeypatch, capsy
     text, _ = written(config={"video": True})
     assert json.loads(text)["videos"] == []
     assert "MuJoCo cannot draw here" in capsys.readouterr().out
+
+
+def test_videos_that_break_lose_nothing_of_the_report(written, monkeypatch, tmp_path):
+    def write_videos(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(report, "write_videos", write_videos)
+    with pytest.raises(RuntimeError):
+        written(config={"video": True})
+    assert json.loads((tmp_path / "report.json").read_text())["results"]
+    assert "| mean |" in (tmp_path / "report.md").read_text()
+
+
+def test_report_names_every_command_of_a_resumed_run(written, tmp_path):
+    (tmp_path / "commands.txt").write_text("so101 train --seed 1\nso101 train --resume here\n")
+    assert json.loads(written()[0])["command"] == "so101 train --seed 1 && so101 train --resume here"
+
+
+def test_missing_ffmpeg_is_named(monkeypatch, tmp_path):
+    def get_writer(*_, **__):
+        raise ImportError("To use the imageio ffmpeg plugin you need to 'pip install imageio-ffmpeg'")
+
+    monkeypatch.setattr(video.imageio, "get_writer", get_writer)
+    with pytest.raises(ConfigError, match=r"grid.mp4 cannot be written.*pip install 'imageio\[ffmpeg\]'"):
+        video.write_videos(np.zeros((2, 1, 9)), tmp_path)
 
 
 # -- so101 compare -------------------------------------------------------------------------------------------------
