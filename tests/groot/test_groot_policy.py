@@ -1,0 +1,219 @@
+"""Chunks for a batch: shapes, micro-batches, wrong feeding refused, and the door to JAX."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+from mjx_so101.errors import ConfigError  # noqa: E402
+from policies.groot import Gr00tPolicy, JointMap  # noqa: E402
+from policies.groot.make_checkpoint import make_checkpoint  # noqa: E402
+
+
+@pytest.fixture
+def policy(tiny):
+    """A policy that has not seen an input yet."""
+    return Gr00tPolicy.from_checkpoint(tiny)
+
+
+def test_chunk_shape_and_units(policy, batch):
+    chunk = policy.chunk(*batch(3))
+    assert chunk.shape == (3, 16, 6) and chunk.dtype == torch.float32 and torch.isfinite(chunk).all()
+    raw = policy.normalised_chunk(*batch(3))[..., :6]
+    low, high = (torch.tensor(x) for x in (policy.metadata.action.low, policy.metadata.action.high))
+    assert torch.allclose(chunk, (raw + 1) / 2 * (high - low) + low, atol=1e-6)
+
+
+def test_every_input_matters(policy, batch):
+    images, state, noise = batch()
+    chunk = policy.chunk(images, state, noise)
+    others = [
+        (images.flip(1), state, noise),
+        (images.roll(1, 0), state, noise),
+        (images, state + 0.1, noise),
+        (images, state, -noise),
+    ]
+    for other in others:
+        assert not torch.allclose(policy.chunk(*other), chunk, atol=1e-3)
+
+
+def test_environments_do_not_mix(policy, batch):
+    images, state, noise = batch(3)
+    whole = policy.chunk(images, state, noise)
+    for env in range(3):
+        one = policy.chunk(images[env : env + 1], state[env : env + 1], noise[env : env + 1])
+        assert torch.allclose(one[0], whole[env], atol=1e-4)
+
+
+def test_micro_batch_with_padded_tail(tiny, policy, batch):
+    inputs = batch(5)
+    small = Gr00tPolicy.from_checkpoint(tiny, micro_batch=2).chunk(*inputs)
+    assert small.shape == (5, 16, 6)
+    assert torch.allclose(small, policy.chunk(*inputs), atol=1e-4)
+
+
+def test_one_camera_and_split_statistics(tmp_path, tiny, policy, batch):
+    single = Gr00tPolicy.from_checkpoint(make_checkpoint(tmp_path / "one", cameras=1))
+    assert single.cameras == ("top",)
+    assert single.chunk(*batch(cameras=1)).shape == (2, 16, 6)
+    split = Gr00tPolicy.from_checkpoint(make_checkpoint(tmp_path / "split", layout="single_arm"))
+    assert torch.equal(split.chunk(*batch()), policy.chunk(*batch()))
+
+
+def test_joint_map_of_a_flipped_gripper(tiny, policy, batch):
+    images, state, noise = batch()
+    flipped = Gr00tPolicy.from_checkpoint(tiny, joint_map=JointMap(sign=(1, 1, 1, 1, 1, -1)))
+    turn = torch.tensor([1.0, 1, 1, 1, 1, -1])
+    assert torch.allclose(flipped.chunk(images, state * turn, noise) * turn, policy.chunk(images, state, noise))
+
+
+def test_instruction_changes_the_actions(tiny, policy, batch):
+    other = Gr00tPolicy.from_checkpoint(tiny, instruction="Perform the default behavior.")
+    assert not torch.allclose(other.chunk(*batch()), policy.chunk(*batch()), atol=1e-4)
+
+
+def test_fewer_denoising_steps(tiny, policy, batch):
+    two = Gr00tPolicy.from_checkpoint(tiny, denoising_steps=2)
+    assert two.model.action_head.steps == 2
+    assert not torch.equal(two.chunk(*batch()), policy.chunk(*batch()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda i, s, n: (i[:, :1], s, n), "images hold 1 cameras.*2: top, wrist"),
+        (lambda i, s, n: (i.repeat(1, 2, 1, 1, 1)[:, :3], s, n), "images hold 3 cameras"),
+        (lambda i, s, n: (i.float(), s, n), "images is torch.float32; it must be torch.uint8"),
+        (lambda i, s, n: (i.permute(0, 1, 4, 2, 3), s, n), r"\[batch, camera, height, width, 3\]"),
+        (lambda i, s, n: (i[0], s, n), "images has shape"),
+        (lambda i, s, n: (i, s.double(), n), "state is torch.float64"),
+        (lambda i, s, n: (i, s[:, :5], n), r"state has shape \(2, 5\); \(2, 6\)"),
+        (lambda i, s, n: (i, s[:1], n), r"state has shape \(1, 6\)"),
+        (lambda i, s, n: (i, s, n[:, :8]), r"noise has shape \(2, 8, 32\); \(2, 16, 32\)"),
+        (lambda i, s, n: (i, s, n.half()), "noise is torch.float16"),
+        (lambda i, s, n: (i.numpy(), s, n), "images is a ndarray"),
+        (lambda i, s, n: (i[:0], s[:0], n[:0]), "empty"),
+        (lambda i, s, n: (i.to("meta"), s, n), "images is on meta"),
+    ],
+)
+def test_wrong_inputs(golden_policy, batch, change, message):
+    with pytest.raises(ConfigError, match=message):
+        golden_policy.chunk(*change(*batch()))
+
+
+def spoiled(images, state, noise, name, value):
+    {"images": images, "state": state}[name][:] = value
+    return images, state, noise
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("state", 0.0, "all zero"),
+        ("state", 0.3, "0.3 in all joints"),
+        ("state", torch.tensor([90.0, 0, 0, 0, 0, 0]), "radians"),
+        ("state", float("nan"), "NaN"),
+        ("images", 0, "'top' is of one colour"),
+        ("images", torch.randint(0, 256, (1, 1, 48, 64, 3), dtype=torch.uint8), "show the same picture"),
+    ],
+)
+def test_impossible_first_inputs(policy, batch, name, value, message):
+    for _ in range(2):  # a refused call does not count as the first
+        with pytest.raises(ConfigError, match=message):
+            policy.chunk(*spoiled(*batch(), name, value))
+    assert policy.chunk(*batch()).shape == (2, 16, 6)
+
+
+def test_one_zero_state_among_many_is_found(policy, batch):
+    images, state, noise = batch(4)
+    state[2] = 0
+    with pytest.raises(ConfigError, match="environment 2"):
+        policy.chunk(images, state, noise)
+
+
+def test_later_chunks_read_no_values(policy, batch, monkeypatch):
+    policy.chunk(*batch())
+    monkeypatch.setattr("policies.groot.policy.require_plausible", lambda *_: pytest.fail("looked into the values"))
+    policy.chunk(*batch())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8"}, "dtype"),
+        ({"dtype": torch.float64}, "dtype"),
+        ({"device": "tpu9"}, "device"),
+        ({"cameras": ["wrist", "top"]}, "order is"),
+        ({"cameras": ["top"]}, "1 cameras are given"),
+        ({"embodiment": "gr1"}, "new_embodiment"),
+        ({"micro_batch": 0}, "micro_batch"),
+        ({"denoising_steps": 2.5}, "denoising_steps"),
+        ({"instruction": "Push."}, "instruction_ids"),
+        ({"vision_config": {"depth": 3}}, "unknown keys depth"),
+    ],
+)
+def test_wrong_options(tiny, options, message):
+    with pytest.raises(ConfigError, match=message):
+        Gr00tPolicy.from_checkpoint(tiny, **options)
+
+
+def test_missing_metadata(copy_of_tiny):
+    from mjx_so101.errors import CheckpointError
+
+    path = copy_of_tiny / "experiment_cfg" / "metadata.json"
+    document = json.loads(path.read_text())
+    del document["new_embodiment"]["statistics"]["action"]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=r"no new_embodiment\.statistics\.action"):
+        Gr00tPolicy.from_checkpoint(copy_of_tiny)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"metadata\.json is missing"):
+        Gr00tPolicy.from_checkpoint(copy_of_tiny)
+
+
+def test_jax_arrays_cross_without_a_copy(policy, batch):
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from policies.groot.dlpack import chunk_of_arrays, to_jax, to_torch
+
+    inputs = [jnp.asarray(x.numpy()) for x in batch()]
+    for array in inputs:
+        assert to_torch(array).data_ptr() == array.unsafe_buffer_pointer()
+    tensor = torch.rand(4, 16, 6)
+    pointer, values = tensor.data_ptr(), tensor.numpy().copy()
+    array = to_jax(tensor)
+    assert array.unsafe_buffer_pointer() == pointer
+    del tensor
+    assert np.array_equal(array, values)  # the JAX array keeps the memory alive
+    chunk = chunk_of_arrays(policy, *inputs)
+    assert isinstance(chunk, jax.Array) and np.array_equal(chunk, policy.chunk(*batch()).numpy())
+    with pytest.raises(ConfigError, match="inside jit"):
+        jax.jit(to_torch)(inputs[0])
+
+
+BLOCKED = """
+import sys
+sys.modules["{package}"] = None
+import mjx_so101, policies.base, policies.groot
+assert "{other}" not in sys.modules
+from mjx_so101.errors import ConfigError
+try:
+    from policies.groot import Gr00tPolicy
+except ConfigError as error:
+    assert "mjx-so101[groot]" in str(error) and "{package}" in str(error), error
+else:
+    raise AssertionError("no error")
+"""
+
+
+@pytest.mark.parametrize(("package", "other"), [("torch", "safetensors"), ("safetensors", "torch")])
+def test_without_the_extra(package, other):
+    code = BLOCKED.format(package=package, other=other)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,184 @@
+"""Statistics, joints, images, cameras and the prompt: fed as in training, or refused."""
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+from mjx_so101.errors import ConfigError  # noqa: E402
+from policies.groot.processor import JointMap, Metadata, Range, Scaler, match_cameras, prepare_images  # noqa: E402
+from policies.groot.prompt import IMAGE_TOKEN, build_prompt, instruction_ids  # noqa: E402
+
+LOW, HIGH = [-1.0, -1, -2, -1, -3, 0.0], [1.0, 1, 2, 1, 1, 0.5]
+GREY_LEVEL = 2.01 / 255  # truncation may cost one level, as it does in the reference
+TWO = ("image_cam_0", "image_cam_1")
+
+
+def document(state=None):
+    one = {"arm_0": {"min": LOW, "max": HIGH}}
+    return {
+        "new_embodiment": {
+            "statistics": {"state": state or copy.deepcopy(one), "action": one},
+            "modalities": {"video": {"image_cam_0": {}, "image_cam_1": {}}},
+        }
+    }
+
+
+def test_one_key_of_any_name():
+    for key in ("arm_0", "action_space"):
+        metadata = Metadata.from_json(document({key: {"min": LOW, "max": HIGH}}), "new_embodiment")
+        assert metadata.state == Range(tuple(LOW), tuple(HIGH))
+    assert metadata.cameras == TWO
+
+
+@pytest.mark.parametrize("order", [("single_arm", "gripper"), ("gripper", "single_arm")])
+def test_gripper_comes_last_in_either_file_order(order):
+    groups = {"single_arm": {"min": LOW[:5], "max": HIGH[:5]}, "gripper": {"min": LOW[5:], "max": HIGH[5:]}}
+    metadata = Metadata.from_json(document({key: groups[key] for key in order}), "new_embodiment")
+    assert metadata.state == Range(tuple(LOW), tuple(HIGH))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"arm_0": {"min": LOW[:5], "max": HIGH[:5]}}, "5 min and 5 max; 6"),
+        ({"arm_0": {"min": LOW, "max": HIGH + [1.0]}}, "6 min and 7 max"),
+        ({"arm_0": {"max": HIGH}}, "min is None"),
+        ({"arm_0": {"min": [float("nan")] * 6, "max": HIGH}}, "finite"),
+        ({"arm_0": {"min": HIGH, "max": LOW}}, "min above max"),
+        ({"left": {"min": LOW[:3], "max": HIGH[:3]}, "right": {"min": LOW[3:], "max": HIGH[3:]}}, "left, right"),
+        ({"single_arm": {"min": LOW[:4], "max": HIGH[:4]}, "gripper": {"min": LOW[4:], "max": HIGH[4:]}}, "5 joints"),
+    ],
+)
+def test_wrong_statistics(state, message):
+    with pytest.raises(ConfigError, match=message):
+        Metadata.from_json(document(state), "new_embodiment")
+
+
+@pytest.mark.parametrize("path", ["statistics", "statistics.action", "modalities"])
+def test_missing_statistics(path):
+    spoiled = document()
+    part = spoiled["new_embodiment"]
+    *parents, last = path.split(".")
+    for key in parents:
+        part = part[key]
+    del part[last]
+    with pytest.raises(ConfigError, match=f"no new_embodiment.{path}"):
+        Metadata.from_json(spoiled, "new_embodiment")
+
+
+def test_unknown_embodiment():
+    with pytest.raises(ConfigError, match="has 'new_embodiment'"):
+        Metadata.from_json(document(), "gr1")
+    with pytest.raises(ConfigError, match="known are"):
+        Metadata.from_json({"mine": {}}, "mine")
+
+
+def scaler(joint_map=None, high=HIGH):
+    return Scaler(Range(tuple(LOW), tuple(high)), joint_map or JointMap(), torch.device("cpu"))
+
+
+def test_normalise_and_restore():
+    ends = torch.tensor([LOW, HIGH])
+    assert torch.allclose(scaler().normalise(ends), torch.tensor([[-1.0] * 6, [1.0] * 6]))
+    joints = torch.rand(4, 6)
+    assert torch.allclose(scaler().restore(scaler().normalise(joints)), joints, atol=1e-6)
+    outside = torch.tensor(HIGH) + 1
+    assert (scaler().normalise(outside) > 1).all()  # not clipped
+
+
+def test_joint_that_never_moved_is_zero():
+    still = scaler(high=[*HIGH[:5], LOW[5]])
+    assert still.normalise(torch.ones(1, 6))[0, 5] == 0
+    assert still.restore(torch.ones(1, 6))[0, 5] == LOW[5]
+
+
+def test_joint_map_turns_and_shifts():
+    mapped = scaler(JointMap(sign=(1, 1, 1, 1, 1, -1), offset=(0.5, 0, 0, 0, 0, 0.2)))
+    joints = torch.tensor([[0.1, 0, 0, 0, 0, -0.1]])
+    data = torch.tensor([[0.6, 0, 0, 0, 0, 0.3]])
+    assert torch.allclose(mapped.normalise(joints), scaler().normalise(data))
+    assert torch.allclose(mapped.restore(mapped.normalise(joints)), joints, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"sign": (1, 1, 1, 1, 1, 2)}, {"sign": (1, 1)}, {"offset": (float("inf"),) * 6}])
+def test_wrong_joint_map(wrong):
+    with pytest.raises(ConfigError, match="joint_map"):
+        JointMap(**wrong)
+
+
+def test_images_are_cropped_squeezed_and_scaled():
+    images = torch.full((1, 1, 240, 320, 3), 128, dtype=torch.uint8)
+    images[:, :, :5] = 0  # above the crop: row 6 is the first inside
+    images[:, :, :, :7] = 0
+    pixels = prepare_images(images, 224)
+    assert pixels.shape == (1, 1, 3, 224, 224)
+    assert torch.allclose(pixels, torch.tensor((128 / 255 - 0.5) / 0.5), atol=GREY_LEVEL)
+
+
+def test_images_keep_their_colour_and_place():
+    images = torch.zeros(2, 2, 40, 60, 3, dtype=torch.uint8)
+    images[1, 0, :, 30:, 0] = 255  # right half red, of the second environment's first camera
+    pixels = prepare_images(images, 28)
+    assert (pixels[1, 0, 0, :, 15:] > 1 - GREY_LEVEL).all() and (pixels[1, 0, 0, :, :13] == -1).all()
+    assert (pixels[1, 0, 1:] == -1).all() and (pixels[0] == -1).all() and (pixels[:, 1] == -1).all()
+
+
+def test_cameras_in_order():
+    assert match_cameras(TWO, None) == ("top", "wrist")
+    assert match_cameras(TWO, ["top", "wrist"]) == ("top", "wrist")
+    assert match_cameras(TWO, TWO) == TWO
+    assert match_cameras(("wrist_left", "wrist_right"), None) == ("wrist_left", "wrist_right")
+    assert match_cameras(("front", "side"), {"front": "top", "side": "wrist"}) == ("top", "wrist")
+    assert match_cameras(TWO, {"image_cam_0": "wrist", "image_cam_1": "top"}) == ("wrist", "top")  # said outright
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["wrist", "top"], "camera 0 of the checkpoint is image_cam_0 .top view., not 'wrist'"),
+        (["image_cam_1", "image_cam_0"], "order is image_cam_0"),
+        (["wrist_cam", "top_cam"], "camera 0"),
+        (["top", "top"], "camera 1"),
+        (["top"], "1 cameras are given"),
+        (["top", "wrist", "side"], "3 cameras are given"),
+        (["left", "right"], "cannot be told"),
+        ({"image_cam_0": "top", "image_cam_1": "top"}, "same view"),
+        ({"image_cam_0": "top"}, "checkpoint's cameras are"),
+        ("top", "list of names"),
+    ],
+)
+def test_swapped_or_wrong_cameras(given, message):
+    with pytest.raises(ConfigError, match=message):
+        match_cameras(TWO, given)
+
+
+def test_prompt_of_one_camera():
+    prompt = build_prompt(1, 256, instruction_ids(None, None, "training"))
+    assert len(prompt) == len(prompt.ids) == 14 + 6 + 256 + 1 + 1 + 5
+    assert prompt.ids[20:276] == [IMAGE_TOKEN] * 256
+    assert prompt.ids[277] == 4064
+
+
+def test_instruction_forms():
+    assert instruction_ids("None", None, "evaluation") == (677, 4064, 660)
+    assert instruction_ids("Perform the default behavior.", None, "training") == (46951, 279, 1638, 7709, 13)
+    assert instruction_ids(None, [1, 2, 3], "training") == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("Fold the sheet.", None, "training"), "Give instruction_ids"),
+        (("None", None, "both"), "instruction_form"),
+        (("None", [4064], "training"), "give one"),
+        ((None, [], "training"), "at least one"),
+        ((None, [200000], "training"), "0 to 151679"),
+        ((None, [IMAGE_TOKEN], "training"), "image token"),
+    ],
+)
+def test_wrong_instructions(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        instruction_ids(*arguments)
