@@ -24,6 +24,13 @@ DETAILS = ("fine", "coarse")
 _HIDDEN_GROUP = 3  # geoms that no camera sees
 
 
+def _is_vector(value: object, length: int) -> bool:
+    try:
+        return len(value) == length and bool(np.isfinite(value).all())  # type: ignore[arg-type, call-overload]
+    except TypeError:
+        return False
+
+
 @dataclasses.dataclass(frozen=True)
 class CameraConfig:
     """A camera beside `top` and `wrist`."""
@@ -39,13 +46,13 @@ class CameraConfig:
     """Vertical field of view."""
 
     def __post_init__(self) -> None:
-        if not self.name or self.name in CAMERAS:
-            raise ConfigError(f"camera name {self.name!r} is empty or taken; choose another than {', '.join(CAMERAS)}.")
+        taken = (*CAMERAS, "scene")  # 'scene' is the free view of render.mujoco
+        if not self.name or self.name in taken:
+            raise ConfigError(f"camera name {self.name!r} is empty or taken; choose another than {', '.join(taken)}.")
         require_choice(f"body of camera {self.name!r}", self.body, ("world", "base", *ARM_BODIES, "paper"))
-        if not np.isfinite(self.position).all() or len(self.position) != 3:
+        if not _is_vector(self.position, 3):
             raise ConfigError(f"position of camera {self.name!r} is {self.position}; give 3 finite lengths (m).")
-        length = np.linalg.norm(self.quaternion)
-        if len(self.quaternion) != 4 or not abs(length - 1) < 1e-3:
+        if not _is_vector(self.quaternion, 4) or not abs(np.linalg.norm(self.quaternion) - 1) < 1e-3:
             raise ConfigError(f"quaternion of camera {self.name!r} is {self.quaternion}; give 4 numbers of norm 1.")
         if not 0 < self.fovy_deg < 180:
             raise ConfigError(f"fovy_deg of camera {self.name!r} is {self.fovy_deg}; it must be in (0, 180).")

@@ -54,6 +54,8 @@ class RenderFlags:
         if self.steps < 0:
             raise ConfigError(f"steps is {self.steps}; it must be at least 0.")
         self.config()
+        if self.out.suffix.lower() != ".png" or self.out.is_dir():
+            raise ConfigError(f"out is {str(self.out)!r}; give a file that ends in .png.")
 
     def config(self) -> RenderConfig:
         """What to draw."""

@@ -39,8 +39,10 @@ class RenderConfig:
     def __post_init__(self) -> None:
         require_choice("renderer", self.renderer, BACKENDS)
         require_choice("detail", self.detail, DETAILS)
-        if self.width < 1 or self.height < 1:
-            raise ConfigError(f"picture size is {self.width} x {self.height}; both must be at least 1 pixel.")
+        if isinstance(self.cameras, str) or not self.cameras:
+            raise ConfigError(f"cameras is {self.cameras!r}; give a tuple of at least one name, such as ('top',).")
+        if not all(size == int(size) and size >= 1 for size in (self.width, self.height)):
+            raise ConfigError(f"picture size is {self.width} x {self.height}; give whole numbers of at least 1 pixel.")
 
     @property
     def channels(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mjx_so101.errors import ConfigError, HealthError
@@ -96,7 +97,10 @@ def available_memory() -> int:
 
 def select(state: State, envs: jax.Array | None, num_envs: int, name: str) -> tuple[jax.Array, EnvParams]:
     """qpos [num_envs, nq] and params of the environments to draw. Raises ConfigError for another number of them."""
-    given = state.physics.qpos.shape[0] if envs is None else np.shape(envs)[0]
+    there = state.physics.qpos.shape[0]
+    if envs is not None and (np.ndim(envs) != 1 or not np.issubdtype(jnp.asarray(envs).dtype, np.integer)):
+        raise ConfigError(f"envs has shape {np.shape(envs)}; give a vector of {num_envs} row numbers.")
+    given = there if envs is None else np.shape(envs)[0]
     if given != num_envs:
         raise ConfigError(
             f"{given} environments to draw, but this {name} renderer was built for num_envs = {num_envs}; build "
@@ -104,6 +108,11 @@ def select(state: State, envs: jax.Array | None, num_envs: int, name: str) -> tu
         )
     if envs is None:
         return state.physics.qpos, state.params
+    if not traced(envs):
+        rows = np.asarray(envs)
+        if rows.min() < 0 or rows.max() >= there:
+            raise ConfigError(f"envs names row {rows.min() if rows.min() < 0 else rows.max()} of {there} environments.")
+    envs = jnp.asarray(envs)
     return jax.tree.map(lambda leaf: leaf[envs], (state.physics.qpos, state.params))
 
 

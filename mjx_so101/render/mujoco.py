@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import jax
@@ -51,7 +52,8 @@ class MujocoRenderer:
         self.width, self.height, self.num_envs, self.strict = width, height, num_envs, strict
         self.model = model = load_visual_model(scene)
         self._depth, self._segmentation, self._textures = depth, segmentation, textures
-        self._looks = jax.jit(jax.vmap(Looks(model)))
+        looks = Looks(model)
+        self._looks, self._nominal = jax.jit(jax.vmap(looks)), looks.nominal
         self._data = mujoco.MjData(model)
         self._shadows = shadows
         if not shadows:
@@ -65,13 +67,18 @@ class MujocoRenderer:
         try:
             self._renderer = mujoco.Renderer(model, height, width)
         except Exception as error:
+            if "framebuffer" in str(error):
+                raise ConfigError(f"OpenGL here cannot draw {width} x {height} pixels ({error}).") from error
             raise ConfigError(
                 f"MuJoCo cannot draw here ({error}). Install a library for drawing without a display (Debian/Ubuntu: "
                 "apt-get install libegl1, or libosmesa6) and set MUJOCO_GL=egl or MUJOCO_GL=osmesa."
             ) from error
+        self._close = weakref.finalize(self, self._renderer.close)  # also before the interpreter takes OpenGL down
 
     def picture(self, qpos: np.ndarray, camera: str = "top") -> np.ndarray:
         """uint8 [height, width, 3] sRGB of qpos [nq] from a camera of the model, or 'scene' for a free view of all."""
+        self._check_open()
+        self._set_looks(self._nominal)
         self._place(qpos)
         self._renderer.update_scene(self._data, free_camera() if camera == "scene" else camera)
         return self._renderer.render()
@@ -82,8 +89,9 @@ class MujocoRenderer:
 
     def frames(self, state: State, envs: jax.Array | None = None) -> Frames:
         """See `Renderer.frames`."""
-        if traced(state):
+        if traced(state, envs):
             raise ConfigError("renderer 'mujoco' runs on the host and cannot be traced inside jit; use 'warp' there.")
+        self._check_open()
         qpos, params = jax.tree.map(np.asarray, select(state, envs, self.num_envs, self.name))
         fields = jax.tree.map(np.asarray, self._looks(params))
         shape = (self.num_envs, len(self.cameras), self.height, self.width)
@@ -106,7 +114,11 @@ class MujocoRenderer:
 
     def close(self) -> None:
         """Free the OpenGL context."""
-        self._renderer.close()
+        self._close()
+
+    def _check_open(self) -> None:
+        if not self._close.alive:
+            raise ConfigError("this MujocoRenderer is closed; build another.")
 
     def _place(self, qpos: np.ndarray) -> None:
         import mujoco

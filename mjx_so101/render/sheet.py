@@ -8,6 +8,8 @@ from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
 
+from mjx_so101.errors import ConfigError
+
 _GAP = 2  # px between pictures
 
 
@@ -31,10 +33,13 @@ def side_by_side(pictures: list[np.ndarray]) -> np.ndarray:
 
 
 def save_png(path: Path, picture: np.ndarray) -> None:
-    """Write uint8 [y, x, 3]; the folder is made."""
+    """Write uint8 [y, x, 3]; the folder is made. Raises ConfigError if that is impossible."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.imwrite(path, picture)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        imageio.imwrite(path, picture, extension=".png")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error}); name another file.") from error
 
 
 def _framed(pictures: np.ndarray) -> np.ndarray:

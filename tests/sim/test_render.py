@@ -415,3 +415,69 @@ def test_side_by_side_ends_with_the_differences(both):
     np.testing.assert_array_equal(third, np.abs(ours[0, 1].astype(int) - theirs[0, 1]))
     np.testing.assert_array_equal(picture[74 : 74 + 72, :96], theirs[0, 1])
     assert not side_by_side([ours, ours])[:72, 2 * 98 : 2 * 98 + 96].any()
+
+
+# -- found by trying to break it -------------------------------------------------------------------------------------
+def test_single_picture_keeps_nominal_looks(opengl, states, rows_of):
+    renderer = MujocoRenderer(width=32, height=24)
+    before = renderer.picture(states.physics.qpos[0])
+    one = rows_of(states, [0])
+    renderer.render(one.replace(params=one.params.replace(table_color=jnp.ones((1, 3)))))
+    np.testing.assert_array_equal(renderer.picture(states.physics.qpos[0]), before)
+    renderer.close()
+    with pytest.raises(ConfigError, match="closed"):
+        renderer.picture(states.physics.qpos[0])
+    with pytest.raises(ConfigError, match="closed"):
+        renderer.render(one)
+
+
+@pytest.mark.parametrize(
+    ("envs", "words"),
+    [
+        (np.arange(1, 17), "envs names row 16 of 16"),
+        (np.arange(-1, 15), "envs names row -1 of 16"),
+        (3, r"envs has shape \(\); give a vector of 16"),
+        (np.ones(16), "give a vector of 16 row numbers"),
+        (np.zeros((4, 4), int), r"envs has shape \(4, 4\)"),
+    ],
+)
+def test_rows_that_do_not_exist_are_refused(warp_renderer, mujoco_renderer, states, envs, words):
+    for renderer in (warp_renderer, mujoco_renderer):
+        with pytest.raises(ConfigError, match=words):
+            renderer.render(states, envs)
+
+
+def test_rows_may_be_a_list(warp_renderer, states):
+    order = list(range(15, -1, -1))
+    np.testing.assert_array_equal(warp_renderer.render(states, order), warp_renderer.render(states)[::-1])
+
+
+def test_traced_rows_are_refused_by_the_renderer_on_the_host(mujoco_renderer, states):
+    with pytest.raises(ConfigError, match="cannot be traced inside jit"):
+        jax.jit(lambda envs: mujoco_renderer.render(states, envs))(jnp.arange(16))
+
+
+def test_picture_that_opengl_cannot_draw_names_its_size(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("Offscreen framebuffer is not complete, error 0x8cdd")
+
+    monkeypatch.setattr(mujoco, "Renderer", fail)
+    with pytest.raises(ConfigError, match="cannot draw 20000 x 10 pixels"):
+        MujocoRenderer(SceneConfig(), ("top",), 20000, 10)
+
+
+@pytest.mark.parametrize("position", [None, ("x", 0, 0), (0, 0), (0, 0, float("nan"))])
+def test_camera_position_that_is_no_vector_is_refused(position):
+    with pytest.raises(ConfigError, match="position of camera 'a'"):
+        CameraConfig("a", position, (1, 0, 0, 0))
+
+
+def test_name_of_the_free_view_is_taken():
+    with pytest.raises(ConfigError, match="'scene' is empty or taken"):
+        CameraConfig("scene", (0, 0, 1), (1, 0, 0, 0))
+
+
+def test_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        save_png(tmp_path / "file" / "sheet.png", np.zeros((2, 2, 3), np.uint8))

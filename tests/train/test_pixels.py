@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import imageio.v2 as imageio
 import jax
@@ -22,6 +23,7 @@ from train import checkpoint, eyes
 from train.cli import main
 from train.config import TrainConfig
 from train.eyes import Eyes, check_memory, pixel_memory
+from train.pictures import RenderFlags
 from train.policy import load_policy
 from train.rollout import SAMPLE, Mix, Roller
 
@@ -373,7 +375,20 @@ def test_headline_names_size_and_cameras(config, name):
         (CamerasConfig, {"size": ("64",), "num_envs": (8,)}, "size '64' is not WIDTHxHEIGHT"),
         (CamerasConfig, {"size": ("64xwide",), "num_envs": (8,)}, "size '64xwide' is not WIDTHxHEIGHT"),
         (CamerasConfig, {"size": ("x64",), "num_envs": (8,)}, "size 'x64' is not WIDTHxHEIGHT"),
-        (CamerasConfig, {"cameras": (1, 3)}, r"cameras is \(1, 3\); each must be 1"),
+        (CamerasConfig, {"cameras": (1, 3)}, r"cameras is \(1, 3\); give 1"),
+        (CamerasConfig, {"cameras": ()}, r"cameras is \(\); give 1"),
+        (CamerasConfig, {"size": (), "num_envs": ()}, "size is empty"),
+        (CamerasConfig, {"size": ("0x0",), "num_envs": (8,)}, "picture size is 0 x 0"),
+        (CamerasConfig, {"size": ("8x8",), "num_envs": (-4,)}, "num_envs is .*at least 1"),
+        (CamerasConfig, {"renderer": "foo"}, "renderer is 'foo'; choose one of"),
+        (CamerasConfig, {"physics": "foo"}, "physics is 'foo'; choose one of"),
+        (CamerasConfig, {"detail": "foo"}, "detail is 'foo'; choose one of 'fine', 'coarse'"),
+        (CamerasConfig, {"steps": 0}, "steps is 0"),
+        (RenderConfig, {"cameras": "top"}, "cameras is 'top'; give a tuple"),
+        (RenderConfig, {"cameras": ()}, "give a tuple of at least one name"),
+        (RenderConfig, {"width": 16.5}, "picture size is 16.5 x 64"),
+        (RenderFlags, {"out": Path("sheet")}, "out is 'sheet'; give a file that ends in .png"),
+        (RenderFlags, {"out": Path(".")}, "give a file that ends in .png"),
     ],
 )
 def test_bad_bench_settings_are_refused(kind, bad, words):
