@@ -154,6 +154,7 @@ def test_later_chunks_read_no_values(policy, batch, monkeypatch):
         ({"denoising_steps": 2.5}, "denoising_steps"),
         ({"instruction": "Push."}, "instruction_ids"),
         ({"vision_config": {"depth": 3}}, "unknown keys depth"),
+        ({"tokenizer": "/tmp"}, "no instruction as text"),
     ],
 )
 def test_wrong_options(tiny, options, message):

@@ -171,7 +171,7 @@ def test_instruction_forms():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("Fold the sheet.", None, "training"), "Give instruction_ids"),
+        (("Fold the sheet.", None, "training"), "Give tokenizer"),
         (("None", None, "both"), "instruction_form"),
         (("None", [4064], "training"), "give one"),
         ((None, [], "training"), "at least one"),

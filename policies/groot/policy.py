@@ -1,0 +1,248 @@
+"""The frozen base policy: images and joint angles of a batch in, chunks of absolute joint targets out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from mjx_so101.errors import ConfigError, require_choice
+from policies.groot.config import EMBODIMENT_IDS, NUM_JOINTS, ModelConfig, TextConfig, VisionConfig
+from policies.groot.loader import METADATA, TensorFiles, Weights, read_config, read_json, resolve_folder, weight_files
+from policies.groot.model import Gr00tN15
+from policies.groot.processor import JointMap, Metadata, Scaler, match_cameras, prepare_images
+from policies.groot.prompt import FORMS, Prompt, build_prompt, instruction_ids
+from policies.groot.tokenizer import encode_instruction
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LARGEST_ANGLE = 10.0
+"""No joint of the arm reaches this many radians; angles in degrees do."""
+
+
+@dataclass
+class Gr00tPolicy:
+    """GR00T N1.5 ready for inference. Build it with `from_checkpoint`."""
+
+    model: Gr00tN15
+    config: ModelConfig
+    metadata: Metadata
+    prompt: Prompt
+    cameras: tuple[str, ...]
+    """Views that `images` must hold, in this order."""
+    joint_map: JointMap
+    device: torch.device
+    dtype: torch.dtype
+    micro_batch: int | None = None
+    """Environments that go through the model at once; None: all of them."""
+
+    def __post_init__(self) -> None:
+        """Put the statistics on the device."""
+        self._state = Scaler(self.metadata.state, self.joint_map, self.device)
+        self._action = Scaler(self.metadata.action, self.joint_map, self.device)
+        self._input_was_plausible = False
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = torch.float32,
+        cameras: Sequence[str] | Mapping[str, str] | None = None,
+        instruction: str | None = None,
+        instruction_ids: Sequence[int] | None = None,
+        instruction_form: str = "training",
+        tokenizer: str | Path | None = None,
+        embodiment: str = "new_embodiment",
+        vision_config: VisionConfig | Mapping[str, Any] | None = None,
+        text_config: TextConfig | Mapping[str, Any] | None = None,
+        joint_map: JointMap | None = None,
+        denoising_steps: int | None = None,
+        micro_batch: int | None = None,
+    ) -> Gr00tPolicy:
+        """Load a checkpoint in the official layout.
+
+        Args:
+            path: its folder, or a Hugging Face repo id.
+            device: where the model and all tensors of `chunk` live.
+            dtype: of the weights and the arithmetic; a float32 checkpoint may run in bfloat16 and the reverse.
+            cameras: views in the order of the images, or a mapping from the checkpoint's camera keys to views; None
+                takes what the keys tell.
+            instruction: text of the task, one of those whose ids are known; None is the training data's "None".
+            instruction_ids: Qwen ids of any other instruction.
+            tokenizer: folder with Qwen's vocab.json and merges.txt, for any other instruction as text.
+            instruction_form: "training" (`None`) or "evaluation" (`['None']`, as NVIDIA's evaluation renders it).
+            embodiment: name in metadata.json.
+            vision_config: sizes of the image encoder if not the 3B's.
+            text_config: sizes of the language model if not the 3B's.
+            joint_map: signs and offsets between the simulation's joints and those of the training data.
+            denoising_steps: fewer (or more) than the checkpoint's own 4.
+            micro_batch: environments a pass; the last pass is padded to it. None: the whole batch in one pass.
+
+        Raises:
+            ConfigError: if `path` is no N1.5 checkpoint, its tensors are not those of its config, or a value is wrong.
+            CheckpointError: if a file of it is missing or damaged.
+        """
+        device, dtype = _device(device), _dtype(dtype)
+        for name, value in (("denoising_steps", denoising_steps), ("micro_batch", micro_batch)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} is {value!r}; give a whole number above 0, or None.")
+        folder = resolve_folder(path)
+        config = ModelConfig.from_json(read_config(folder), vision_config, text_config)
+        metadata = Metadata.from_json(read_json(folder / METADATA), embodiment)
+        views = match_cameras(metadata.cameras, cameras)
+        prompt = _prompt(config, len(views), instruction, instruction_ids, instruction_form, tokenizer)
+        row = EMBODIMENT_IDS[embodiment]
+        if row >= config.head.max_embodiments:
+            raise ConfigError(
+                f"Embodiment {embodiment!r} is row {row}; the checkpoint has {config.head.max_embodiments}."
+            )
+        files = TensorFiles(weight_files(folder))
+        files.check(config)
+        with torch.no_grad():
+            model = Gr00tN15(Weights(files, device, dtype, row), config, prompt, denoising_steps)
+        return cls(model, config, metadata, prompt, views, joint_map or JointMap(), device, dtype, micro_batch)
+
+    @property
+    def horizon(self) -> int:
+        """Targets in a chunk."""
+        return self.config.head.horizon
+
+    @torch.no_grad()  # inference_mode would break torch.compile here
+    def chunk(self, images: torch.Tensor, state: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Chunks of absolute joint targets, float32 [batch, horizon, 6] (rad), in the simulation's joint convention.
+
+        Args:
+            images: uint8 [batch, camera, height, width, 3] sRGB, cameras in the order of `self.cameras`.
+            state: float32 [batch, 6] measured joint positions (rad), gripper last.
+            noise: float32 [batch, horizon, action_dim], standard normal: where the denoising starts.
+
+        Raises:
+            ConfigError: for another shape, dtype or device; on the first call also for a state or images that cannot
+                be real (later calls are not looked into, which would wait for the device).
+        """
+        return self._action.restore(self.normalised_chunk(images, state, noise)[..., :NUM_JOINTS])
+
+    @torch.no_grad()
+    def normalised_chunk(self, images: torch.Tensor, state: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """What the model itself gives: float32 [batch, horizon, action_dim] before un-normalising. See `chunk`."""
+        self._require_inputs(images, state, noise)
+        if not self._input_was_plausible:
+            require_plausible(images, state, self.cameras)
+            self._input_was_plausible = True
+        batch = len(state)
+        size = self.micro_batch or batch
+        parts = []
+        for start in range(0, batch, size):
+            part = [x[start : start + size] for x in (images, state, noise)]
+            missing = size - len(part[0])
+            part = [torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x for x in part]
+            parts.append(self._pass(*part)[: size - missing])
+        return torch.cat(parts)
+
+    def _pass(self, images: torch.Tensor, state: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        pixels = prepare_images(images, self.config.vision.image_size).to(self.dtype)
+        state = F.pad(self._state.normalise(state), (0, self.config.head.state_dim - NUM_JOINTS)).to(self.dtype)
+        return self.model(pixels, state, noise.to(self.dtype)).float()
+
+    def _require_inputs(self, images: torch.Tensor, state: torch.Tensor, noise: torch.Tensor) -> None:
+        """Raise ConfigError unless shapes, dtypes and devices are right; reads no values."""
+        for name, value, dtype in (
+            ("images", images, torch.uint8),
+            ("state", state, torch.float32),
+            ("noise", noise, torch.float32),
+        ):
+            if not isinstance(value, torch.Tensor):
+                raise ConfigError(f"{name} is a {type(value).__name__}; a torch tensor is needed.")
+            if value.dtype != dtype:
+                raise ConfigError(f"{name} is {value.dtype}; it must be {dtype}.")
+            if value.device != self._state.low.device:
+                raise ConfigError(f"{name} is on {value.device}; the model is on {self._state.low.device}.")
+        if images.ndim != 5 or images.shape[-1] != 3 or min(images.shape[2:4]) < 2:
+            raise ConfigError(f"images has shape {tuple(images.shape)}; [batch, camera, height, width, 3] is needed.")
+        if images.shape[1] != len(self.cameras):
+            raise ConfigError(
+                f"images hold {images.shape[1]} cameras; the checkpoint was trained on {len(self.cameras)}: "
+                f"{', '.join(self.cameras)}."
+            )
+        batch = images.shape[0]
+        for name, value, shape in (
+            ("state", state, (batch, NUM_JOINTS)),
+            ("noise", noise, (batch, self.horizon, self.config.head.action_dim)),
+        ):
+            if tuple(value.shape) != shape:
+                raise ConfigError(f"{name} has shape {tuple(value.shape)}; {shape} is needed for {batch} images.")
+        if batch == 0:
+            raise ConfigError("The batch is empty.")
+
+
+def require_plausible(images: torch.Tensor, state: torch.Tensor, cameras: Sequence[str]) -> None:
+    """Refuse inputs that no working robot or renderer gives; it waits for the device, so it is not for every chunk.
+
+    Raises:
+        ConfigError: for a state that is not finite, all zeros, one constant or in degrees, an image of one colour, or
+            the same picture from two cameras.
+    """
+    if not torch.isfinite(state).all():
+        raise ConfigError("state holds NaN or infinity.")
+    flat = state.amax(dim=-1) == state.amin(dim=-1)
+    if flat.any():
+        env = int(flat.nonzero()[0])
+        kind = "all zero" if state[env, 0] == 0 else f"{float(state[env, 0]):g} in all joints"
+        raise ConfigError(f"state of environment {env} is {kind}; give the measured joint positions (qpos) in rad.")
+    if state.abs().amax() > LARGEST_ANGLE:
+        raise ConfigError(f"state reaches {float(state.abs().amax()):g}; it must be in radians.")
+    pictures = images.flatten(2)
+    plain = (pictures.amax(dim=2) == pictures.amin(dim=2)).all(dim=0)
+    if plain.any():
+        raise ConfigError(
+            f"Every image of camera {cameras[int(plain.nonzero()[0])]!r} is of one colour: nothing drawn."
+        )
+    for i in range(len(cameras)):
+        for j in range(i + 1, len(cameras)):
+            if torch.equal(images[:, i], images[:, j]):
+                raise ConfigError(f"Cameras {cameras[i]!r} and {cameras[j]!r} show the same picture.")
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {device!r}; give 'cpu', 'cuda' or 'cuda:0'.") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {device!r}, but this torch ({torch.__version__}) sees no CUDA GPU.")
+    return found
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
+    return found
+
+
+def _prompt(
+    config: ModelConfig,
+    cameras: int,
+    instruction: str | None,
+    ids: Sequence[int] | None,
+    form: str,
+    tokenizer: str | Path | None,
+) -> Prompt:
+    if tokenizer is not None:
+        if instruction is None or ids is not None:
+            raise ConfigError("tokenizer is given, but no instruction as text for it; give both, or neither.")
+        require_choice("instruction_form", form, FORMS)
+        ids = encode_instruction(instruction, form, tokenizer)
+        instruction = None
+    ids = instruction_ids(instruction, ids, form, config.text.vocab_size)
+    prompt = build_prompt(cameras, config.vision.num_tokens, ids)
+    if max(prompt.ids) >= config.text.vocab_size:
+        raise ConfigError(
+            f"text_config.vocab_size is {config.text.vocab_size}; the prompt needs {max(prompt.ids) + 1}."
+        )
+    return prompt

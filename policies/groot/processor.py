@@ -1,0 +1,214 @@
+"""What goes into the model and comes out of it, as it was in training: images, joint angles, statistics, cameras."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from mjx_so101.errors import ConfigError
+from policies.groot.config import EMBODIMENT_IDS, NUM_JOINTS
+
+CROP_SHARE = 0.95
+SPLIT_LAYOUT = ("single_arm", "gripper")
+"""Newer data splits the joints: the first five, then the gripper. The file may list them in either order."""
+
+
+def prepare_images(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Images uint8 [batch, camera, height, width, 3] -> float32 pixels in [-1, 1], [batch, camera, 3, size, size].
+
+    Isaac-GR00T's evaluation transforms, all on the images' device: centre crop of 95 %, bilinear resize with
+    antialiasing (a 4:3 picture is squeezed to a square), truncation to whole grey levels, then (x / 255 - 0.5) / 0.5.
+    """
+    batch, cameras, height, width, _ = images.shape
+    crop_height, crop_width = int(height * CROP_SHARE), int(width * CROP_SHARE)
+    top, left = round((height - crop_height) / 2), round((width - crop_width) / 2)
+    crop = images[:, :, top : top + crop_height, left : left + crop_width].flatten(0, 1)
+    x = crop.permute(0, 3, 1, 2).float() / 255
+    x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    x = (x * 255).floor().clamp(0, 255)
+    return ((x / 255 - 0.5) / 0.5).unflatten(0, (batch, cameras))
+
+
+@dataclass(frozen=True)
+class JointMap:
+    """How the simulation's joint angles become those of the training data: data = sign * simulation + offset.
+
+    Another calibration of the same arm (so-100, phosphobot) puts zero elsewhere or turns a joint the other way.
+    """
+
+    sign: tuple[float, ...] = (1.0,) * NUM_JOINTS
+    offset: tuple[float, ...] = (0.0,) * NUM_JOINTS
+
+    def __post_init__(self) -> None:
+        """Refuse signs other than 1 and -1, and offsets that are not finite."""
+        if len(self.sign) != NUM_JOINTS or any(s not in (1, -1) for s in self.sign):
+            raise ConfigError(f"joint_map.sign is {self.sign!r}; give {NUM_JOINTS} values of 1 or -1, gripper last.")
+        if len(self.offset) != NUM_JOINTS or not all(map(math.isfinite, self.offset)):
+            raise ConfigError(f"joint_map.offset is {self.offset!r}; give {NUM_JOINTS} angles in rad, gripper last.")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Smallest and largest value of each joint in the training data (rad)."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+class Scaler:
+    """Maps joint angles of the simulation (rad) to the model's [-1, 1] and back; a joint that never moved maps to 0."""
+
+    def __init__(self, bounds: Range, joint_map: JointMap, device: torch.device):
+        low, high = (torch.tensor(x, dtype=torch.float32, device=device) for x in (bounds.low, bounds.high))
+        self.low, self.span = low, high - low
+        self.moves = self.span > 0
+        self.sign = torch.tensor(joint_map.sign, dtype=torch.float32, device=device)
+        self.offset = torch.tensor(joint_map.offset, dtype=torch.float32, device=device)
+
+    def normalise(self, joints: torch.Tensor) -> torch.Tensor:
+        """Angles [..., 6] -> [..., 6]; values outside the training range are kept, not clipped."""
+        data = self.sign * joints + self.offset
+        scaled = 2 * (data - self.low) / torch.where(self.moves, self.span, 1) - 1
+        return torch.where(self.moves, scaled, 0)
+
+    def restore(self, normalised: torch.Tensor) -> torch.Tensor:
+        """Inverse of `normalise`: [..., 6] -> angles [..., 6]."""
+        data = (normalised + 1) / 2 * self.span + self.low
+        return self.sign * (data - self.offset)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What experiment_cfg/metadata.json says of one embodiment."""
+
+    embodiment: str
+    state: Range
+    action: Range
+    cameras: tuple[str, ...]
+    """Keys of the cameras, in the order of the prompt."""
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], embodiment: str) -> Metadata:
+        """Read the parsed metadata.json. Raises ConfigError for an unknown embodiment or wrong statistics."""
+        if embodiment not in document:
+            raise ConfigError(
+                f"embodiment is {embodiment!r}; metadata.json of this checkpoint has {', '.join(map(repr, document))}."
+            )
+        if embodiment not in EMBODIMENT_IDS:
+            raise ConfigError(f"embodiment is {embodiment!r}; known are {', '.join(map(repr, EMBODIMENT_IDS))}.")
+        entry = document[embodiment]
+        statistics = _object(entry, "statistics", embodiment)
+        video = _object(_object(entry, "modalities", embodiment), "video", f"{embodiment}.modalities")
+        return cls(
+            embodiment=embodiment,
+            state=_read_range(statistics, "state", embodiment),
+            action=_read_range(statistics, "action", embodiment),
+            cameras=tuple(video),
+        )
+
+
+def _object(parent: Any, key: str, path: str) -> Mapping[str, Any]:
+    value = parent.get(key) if isinstance(parent, Mapping) else None
+    if not isinstance(value, Mapping) or not value:
+        raise ConfigError(f"metadata.json has no {path}.{key}; the model cannot be fed without it.")
+    return value
+
+
+def _read_range(statistics: Mapping[str, Any], modality: str, embodiment: str) -> Range:
+    """Range of the six joints from one key (`arm_0`, `action_space`) or from `single_arm` and `gripper`."""
+    path = f"{embodiment}.statistics.{modality}"
+    groups = _object(statistics, modality, f"{embodiment}.statistics")
+    keys = SPLIT_LAYOUT if set(groups) == set(SPLIT_LAYOUT) else tuple(groups)
+    if len(keys) > 1 and keys != SPLIT_LAYOUT:
+        raise ConfigError(f"metadata.json: {path} has keys {', '.join(keys)}; one key or {SPLIT_LAYOUT} is needed.")
+    low, high = ([x for key in keys for x in _numbers(groups, key, name, path)] for name in ("min", "max"))
+    if len(low) != NUM_JOINTS or len(high) != NUM_JOINTS:
+        raise ConfigError(f"metadata.json: {path} has {len(low)} min and {len(high)} max; {NUM_JOINTS} are needed.")
+    if keys == SPLIT_LAYOUT and len(groups["single_arm"]["min"]) != NUM_JOINTS - 1:
+        raise ConfigError(f"metadata.json: {path}.single_arm must have {NUM_JOINTS - 1} joints and gripper one.")
+    wrong = [joint for joint, (a, b) in enumerate(zip(low, high, strict=True)) if a > b]
+    if wrong:
+        raise ConfigError(f"metadata.json: {path} has min above max for joint {wrong[0]}.")
+    return Range(tuple(low), tuple(high))
+
+
+def _numbers(groups: Mapping[str, Any], key: str, name: str, path: str) -> list[float]:
+    values = groups[key].get(name) if isinstance(groups[key], Mapping) else None
+    real = isinstance(values, list) and all(isinstance(x, (int, float)) and math.isfinite(x) for x in values)
+    if not real or not values:
+        raise ConfigError(f"metadata.json: {path}.{key}.{name} is {values!r}; a list of finite numbers is needed.")
+    return [float(x) for x in values]
+
+
+ROLE_WORDS = {"wrist": ("wrist", "hand", "gripper"), "top": ("top", "overhead", "up")}
+KNOWN_ROLES = {"image_cam_0": "top", "image_cam_1": "wrist"}
+"""What the cameras of phospho-app/gr00t-paper_return-7w9itxzsox show."""
+
+
+def camera_role(name: str) -> str | None:
+    """`top` or `wrist` where the name of a camera tells, else None."""
+    words = name.lower().replace("-", "_").replace(".", "_").split("_")
+    found = [role for role, marks in ROLE_WORDS.items() if any(mark in words for mark in marks)]
+    return KNOWN_ROLES.get(name, found[0] if len(found) == 1 else None)
+
+
+def match_cameras(keys: Sequence[str], given: Sequence[str] | Mapping[str, str] | None) -> tuple[str, ...]:
+    """Views that the images must show, in the checkpoint's order.
+
+    `given` names the views in the order in which the caller stacks them, or maps each of the checkpoint's keys to a
+    view. None stands for what the keys themselves tell.
+
+    Raises:
+        ConfigError: for another number of cameras, the same view twice, or views in another order than the keys'.
+    """
+    keys = tuple(keys)
+    if isinstance(given, str):
+        raise ConfigError(f"cameras is {given!r}; give a list of names, or a mapping from {', '.join(keys)} to names.")
+    if isinstance(given, Mapping):
+        if set(given) != set(keys):
+            raise ConfigError(f"cameras maps {', '.join(given)}; the checkpoint's cameras are {', '.join(keys)}.")
+        views = tuple(given[key] for key in keys)
+    else:
+        views = tuple(given) if given is not None else _told_by_keys(keys)
+        if len(views) != len(keys):
+            raise ConfigError(
+                f"{len(views)} cameras are given ({', '.join(views) or 'none'}); the checkpoint was trained on "
+                f"{len(keys)}: {', '.join(_described(key) for key in keys)}."
+            )
+        _require_order(keys, views)
+    if len(set(views)) != len(views):
+        raise ConfigError(f"cameras is {views!r}: the same view stands in two places.")
+    return views
+
+
+def _told_by_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """The role of each camera where it has one that no other shares, else the key itself."""
+    roles = [camera_role(key) for key in keys]
+    return tuple(role if role and roles.count(role) == 1 else key for key, role in zip(keys, roles, strict=True))
+
+
+def _described(key: str) -> str:
+    role = camera_role(key)
+    return key if role in (None, key) else f"{key} ({role} view)"
+
+
+def _require_order(keys: tuple[str, ...], views: tuple[str, ...]) -> None:
+    for place, (key, view) in enumerate(zip(keys, views, strict=True)):
+        if view == key:
+            continue
+        roles = camera_role(key), camera_role(view)
+        if view in keys or (None not in roles and roles[0] != roles[1]):
+            raise ConfigError(
+                f"cameras is {views!r}, but camera {place} of the checkpoint is {_described(key)}, not {view!r}. The "
+                f"checkpoint's order is {', '.join(_described(k) for k in keys)}."
+            )
+        if None in roles:
+            raise ConfigError(
+                f"Whether {view!r} shows what {key!r} of the checkpoint showed in training cannot be told from the "
+                f"names. Say so with cameras={{{key!r}: {view!r}, ...}}."
+            )
