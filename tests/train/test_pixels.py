@@ -394,3 +394,35 @@ def test_headline_names_size_and_cameras(config, name):
 def test_bad_bench_settings_are_refused(kind, bad, words):
     with pytest.raises(ConfigError, match=words):
         kind(**bad)
+
+
+@pytest.mark.slow
+def test_training_from_pixels_ends_in_a_policy_that_can_be_evaluated(tmp_path, capsys):
+    """Rollout, update, evaluation, report and checkpoint with pictures, as small as they can be."""
+    flags = [
+        *("--obs", "pixels", "--width", "16", "--height", "16", "--physics", "native", "--num-envs", "4"),
+        *("--unroll", "4", "--minibatches", "2", "--epochs", "1", "--steps", "32", "--episode-steps", "40"),
+        *("--eval-episodes", "2", "--report-episodes", "2", "--eval-every", "0.5", "--hidden", "16", "16"),
+        *(
+            "--no-video",
+            "--strict",
+            "--randomization",
+            "plain+looks",
+            "--preset",
+            "cpu",
+            "--out",
+            str(tmp_path / "run"),
+        ),
+    ]
+    main(["train", *flags])
+    assert "Pixels take" in capsys.readouterr().out
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["steps"] in (16, 32)  # two episodes may both succeed, which ends it early
+    assert report["config"]["obs"] == "pixels" and report["results"]["mean"]["episodes"] == 2
+    policy = load_policy(tmp_path / "run", None)
+    last = checkpoint.restore(tmp_path / "run" / "checkpoints" / "last", "learner", policy.learner)
+    fresh = policy.residual.init(jax.random.split(jax.random.PRNGKey(0), 4)[0])  # as Trainer begins with seed 0
+    moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), last.policy, fresh.policy)
+    changed = {jax.tree_util.keystr(path): value for path, value in jax.tree_util.tree_leaves_with_path(moved)}
+    kernels = {name: value for name, value in changed.items() if "Conv" in name and "kernel" in name}
+    assert len(kernels) == 3 and all(kernels.values()), changed
