@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,6 +156,10 @@ class Randomization:
         """The range of one field; a field not named keeps its default."""
         default = FIELDS[name].default
         return self.ranges.get(name, (default, default))
+
+    def varied(self, names: Iterable[str]) -> list[str]:
+        """Those of the named fields that are not always at their default."""
+        return [name for name in names if self.range(name) != (FIELDS[name].default, FIELDS[name].default)]
 
     def sample(self, key: jax.Array) -> EnvParams:
         """Draw one EnvParams (unbatched; vmap over keys for more)."""

@@ -9,7 +9,7 @@ from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError
 from mjx_so101.render import RenderConfig, check_pictures, make_renderer
 from mjx_so101.render.base import available_memory
-from mjx_so101.render.sensor import sense, sensor_varies
+from mjx_so101.render.sensor import sense_all, sensor_varies
 from mjx_so101.task import State
 
 
@@ -30,7 +30,7 @@ class Eyes:
         """{'pixels/CAMERA': uint8 [env, height, width, 3] sRGB}; jittable."""
         rgb = self.renderer.render(state)
         if self._sensing:
-            rgb = jax.vmap(sense)(rgb, state.params, jax.random.split(key, rgb.shape[0]))
+            rgb = sense_all(rgb, state.params, key)
         return {f"pixels/{name}": rgb[:, i] for i, name in enumerate(self.config.cameras)}
 
     def check(self, state: State) -> None:

@@ -96,4 +96,4 @@ def make_renderer(
 def looks_vary(randomization: Randomization) -> bool:
     """Whether anything that a renderer draws is ever other than nominal; sensor effects come later and do not count."""
     fields = [name for name, field in FIELDS.items() if field.group == "look" and name not in SENSOR_FIELDS]
-    return any(randomization.range(name) != (FIELDS[name].default,) * 2 for name in fields)
+    return bool(randomization.varied(fields))

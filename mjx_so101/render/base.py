@@ -59,14 +59,23 @@ def check_request(
     scene: SceneConfig, cameras: Sequence[str], width: int, height: int, num_envs: int, bytes_per_pixel: int = 8
 ) -> tuple[str, ...]:
     """The cameras as a tuple. Raises ConfigError for an unknown or repeated one, a size < 1, or too many pixels."""
+    cameras = check_names_and_sizes(scene, cameras, width, height, num_envs)
+    check_fits(len(cameras), width, height, num_envs, bytes_per_pixel, available_memory())
+    return cameras
+
+
+def check_names_and_sizes(
+    scene: SceneConfig, cameras: Sequence[str], width: int, height: int, num_envs: int
+) -> tuple[str, ...]:
+    """`check_request` without the memory, for which it would ask JAX: Madrona comes before JAX."""
     cameras = (cameras,) if isinstance(cameras, str) else tuple(cameras)
     if not cameras:
-        raise ConfigError(f"no camera given; valid cameras are {', '.join(scene.camera_names)}.")
+        raise ConfigError(f"no camera given; valid cameras are {', '.join(scene.camera_names)}; name at least one.")
     for name in cameras:
         if name not in scene.camera_names:
             raise ConfigError(
                 f"camera {name!r} is unknown; valid cameras are {', '.join(scene.camera_names)}. "
-                "Add others with SceneConfig(extra_cameras=...)."
+                "Choose as in cameras=('top', 'wrist'), or add others with SceneConfig(extra_cameras=...)."
             )
     if len(set(cameras)) != len(cameras):
         raise ConfigError(f"cameras {', '.join(cameras)} name one twice; name each once.")
@@ -74,16 +83,19 @@ def check_request(
         raise ConfigError(f"picture size is {width} x {height}; width and height must be at least 1 pixel.")
     if num_envs < 1:
         raise ConfigError(f"num_envs is {num_envs}; it must be at least 1.")
-    one = len(cameras) * width * height * bytes_per_pixel
-    free = available_memory()
+    return cameras
+
+
+def check_fits(cameras: int, width: int, height: int, num_envs: int, bytes_per_pixel: int, free: int) -> None:
+    """Raise ConfigError with the largest num_envs that fits if the pictures need more than `free` bytes."""
+    one = cameras * width * height * bytes_per_pixel
     if one * num_envs > free:
         most = free // one
         fix = f"the largest num_envs that fits is {most}" if most else "draw smaller pictures"
         raise ConfigError(
-            f"{num_envs} envs x {len(cameras)} cameras x {width} x {height} pixels need "
+            f"{num_envs} envs x {cameras} cameras x {width} x {height} pixels need "
             f"{one * num_envs / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are available; {fix}."
         )
-    return cameras
 
 
 def available_memory() -> int:

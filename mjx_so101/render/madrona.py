@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mjx_so101.errors import ConfigError, require_choice
+from mjx_so101.errors import ConfigError
 from mjx_so101.params import FIELDS, EnvParams, Randomization
-from mjx_so101.render.base import Array, Frames, check_pictures, select, traced
+from mjx_so101.render.base import Array, Frames, check_names_and_sizes, check_pictures, select, traced
 from mjx_so101.render.looks import Looks
 from mjx_so101.render.madrona_engine import Engine, gpu_user, missing_requirement
 from mjx_so101.render.poses import SceneKinematics
@@ -161,11 +161,8 @@ class MadronaRenderer:
 
 def check_supported(randomization: Randomization) -> None:
     """Raise ConfigError naming the looks that Madrona cannot draw anew each episode but `randomization` changes."""
-    bad = []
-    for name, field in FIELDS.items():
-        fixed = name.startswith("light_") or name.endswith(_FIXED)
-        if field.group == "look" and fixed and randomization.range(name) != (field.default, field.default):
-            bad.append(name)
+    looks = [name for name, field in FIELDS.items() if field.group == "look"]
+    bad = randomization.varied(name for name in looks if name.startswith("light_") or name.endswith(_FIXED))
     if bad:
         raise ConfigError(
             f"randomization {randomization.name!r} changes {', '.join(bad)}, which renderer 'madrona' takes only once, "
@@ -197,16 +194,9 @@ def quaternion(matrix: jax.Array) -> jax.Array:
 def _check_request(
     scene: SceneConfig, cameras: Sequence[str], width: int, height: int, num_envs: int, looks: EnvParams | None
 ) -> tuple[str, ...]:
-    """As base.check_request, which asks JAX for the free memory: too early here."""
-    cameras = (cameras,) if isinstance(cameras, str) else tuple(cameras)
-    for name in cameras:
-        require_choice("camera", name, scene.camera_names)
-    if not cameras or len(set(cameras)) != len(cameras):
-        raise ConfigError(f"cameras are {cameras}; name at least one of {', '.join(scene.camera_names)}, each once.")
-    if width < 1 or height < 1 or width % TILE or height % TILE:
+    cameras = check_names_and_sizes(scene, cameras, width, height, num_envs)
+    if width % TILE or height % TILE:
         raise ConfigError(f"picture size is {width} x {height}; renderer 'madrona' needs multiples of {TILE} pixels.")
-    if num_envs < 1:
-        raise ConfigError(f"num_envs is {num_envs}; it must be at least 1.")
     if looks is not None and len(looks.table_color) != num_envs:
         raise ConfigError(f"looks are of {len(looks.table_color)} environments; num_envs is {num_envs}.")
     return cameras

@@ -18,7 +18,9 @@ import numpy as np
 
 from mjx_so101.errors import ConfigError
 from mjx_so101.params import EnvParams
-from mjx_so101.render.shading import Lights, geom_colors, scene_lights, srgb_to_linear
+from mjx_so101.render.base import check_fits
+from mjx_so101.render.color import srgb_to_linear
+from mjx_so101.render.shading import Lights, geom_colors, scene_lights
 from mjx_so101.render.tessellate import offsets, tessellate
 
 _BYTES_PER_PIXEL = 16 + 8  # colour, depth, normal and segment of Madrona; colour and depth handed to JAX
@@ -47,7 +49,7 @@ class Engine:
 
         self._torch = torch
         width, height, envs = size
-        _check_memory(torch, len(cameras), *size)
+        check_fits(len(cameras), *size, _BYTES_PER_PIXEL, torch.cuda.mem_get_info()[0])
         adapter = _import_adapter(torch.cuda.get_device_name(0))
         self._meshes = [tessellate(model, geom) for geom in geoms]
         colors = geom_colors(model, geoms, textures, looks)  # [env or 1, geom, 3]
@@ -192,17 +194,6 @@ def _initial_poses(
     cam_quat = np.stack([x + w, x - w, y - z, y + z], -1) * np.sqrt(0.5)
     poses = data.geom_xpos[geoms], quaternions(data.geom_xmat[geoms]), data.cam_xpos[cams], cam_quat
     return tuple(np.repeat(pose[None].astype(np.float32), envs, 0) for pose in poses)  # type: ignore[return-value]
-
-
-def _check_memory(torch: Any, cameras: int, width: int, height: int, envs: int) -> None:
-    one, free = cameras * width * height * _BYTES_PER_PIXEL, torch.cuda.mem_get_info()[0]
-    if one * envs > free:
-        most = free // one
-        fix = f"the largest num_envs that fits is {most}" if most else "draw smaller pictures"
-        raise ConfigError(
-            f"{envs} envs x {cameras} cameras x {width} x {height} pixels need {one * envs / 2**30:.1f} GiB, "
-            f"{free / 2**30:.1f} GiB of the GPU are free; {fix}."
-        )
 
 
 def _import_adapter(device: str) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mjx_so101.params import FIELDS, EnvParams, Randomization
+from mjx_so101.params import EnvParams, Randomization
+from mjx_so101.render.color import linear_to_srgb, srgb_to_linear
 
 SENSOR_FIELDS = ("exposure", "white_balance", "image_gamma", "image_blur", "image_noise")
 """Fields of EnvParams that `sense` reads."""
@@ -13,19 +14,9 @@ _TAPS = 4
 """Half width of the blur kernel (px): enough for a standard deviation of up to 1.5 px, beyond it is cut off."""
 
 
-def srgb_to_linear(srgb: jax.Array) -> jax.Array:
-    """Linear light in [0, 1] from sRGB in [0, 1] (IEC 61966-2-1)."""
-    return jnp.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(linear: jax.Array) -> jax.Array:
-    """sRGB in [0, 1] from linear light in [0, 1] (IEC 61966-2-1)."""
-    return jnp.where(linear <= 0.0031308, 12.92 * linear, 1.055 * jnp.maximum(linear, 1e-8) ** (1 / 2.4) - 0.055)
-
-
 def sensor_varies(randomization: Randomization) -> bool:
     """Whether any sensor effect is ever other than its default."""
-    return any(randomization.range(name) != (FIELDS[name].default,) * 2 for name in SENSOR_FIELDS)
+    return bool(randomization.varied(SENSOR_FIELDS))
 
 
 def sense(rgb: jax.Array, params: EnvParams, key: jax.Array) -> jax.Array:
@@ -40,6 +31,11 @@ def sense(rgb: jax.Array, params: EnvParams, key: jax.Array) -> jax.Array:
     seen = _blurred(seen, params.image_blur)
     seen = seen + params.image_noise * jax.random.normal(key, seen.shape)
     return jnp.clip(255 * seen + 0.5, 0, 255).astype(jnp.uint8)
+
+
+def sense_all(rgb: jax.Array, params: EnvParams, key: jax.Array) -> jax.Array:
+    """`sense` for a batch: uint8 [env, camera, height, width, 3], params [env, ...], one key for all."""
+    return jax.vmap(sense)(rgb, params, jax.random.split(key, rgb.shape[0]))
 
 
 def _blurred(image: jax.Array, sigma: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mjx_so101.errors import ConfigError
 from mjx_so101.params import SHEET_TEXTURES, TABLE_TEXTURES, EnvParams
+from mjx_so101.render.color import linear_to_srgb, srgb_to_linear
 from mjx_so101.render.looks import COLORED, MAIN_LIGHT
 from mjx_so101.render.tessellate import draws_material
 
@@ -32,18 +33,6 @@ class Lights(NamedTuple):
     direction: np.ndarray  # [env, light, 3] float32, unit, away from the light
     color: np.ndarray  # [env, light, 3] float32 linear
     castshadow: np.ndarray  # [env, light] bool
-
-
-def srgb_to_linear(srgb: np.ndarray) -> np.ndarray:
-    """Linear light from sRGB (IEC 61966-2-1); values above 1 follow the same power."""
-    srgb = np.asarray(srgb, float)
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(linear: np.ndarray) -> np.ndarray:
-    """sRGB from linear light (IEC 61966-2-1)."""
-    linear = np.asarray(linear, float)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-8) ** (1 / 2.4) - 0.055)
 
 
 def repair_table() -> np.ndarray:
