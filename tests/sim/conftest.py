@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from mjx_so101 import SceneConfig
+from mjx_so101.params import PRESETS
 from mjx_so101.render.base import Frames
 from mjx_so101.render.mujoco import MujocoRenderer
 from mjx_so101.render.warp import WarpRenderer
+from mjx_so101.scene import load_visual_model
 
 CAMERAS = ("top", "wrist")
 SIZE = (96, 72)  # width, height
@@ -73,3 +75,16 @@ def mujoco_frames(mujoco_renderer, states) -> Frames:
 def both(warp_frames, mujoco_frames) -> tuple[Frames, Frames]:
     """Frames of `states` by warp and by mujoco."""
     return warp_frames, mujoco_frames
+
+
+@pytest.fixture(scope="module")
+def scene_model():
+    """The scene as renderers draw it, fine look."""
+    return load_visual_model(SceneConfig())
+
+
+@pytest.fixture(scope="module")
+def sampled_looks():
+    """EnvParams of five environments with random looks, as NumPy arrays."""
+    keys = jax.random.split(jax.random.key(3), 5)
+    return jax.tree.map(np.asarray, jax.vmap(PRESETS["nominal+looks"].sample)(keys))

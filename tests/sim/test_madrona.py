@@ -1,3 +1,5 @@
+"""The Madrona renderer, on fakes of its libraries, and on a GPU where there is one."""
+
 import importlib.machinery
 import os
 import subprocess
@@ -10,192 +12,13 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-import trimesh
 
 from mjx_so101 import ConfigError, SceneConfig
 from mjx_so101.params import PRESETS, Randomization
 from mjx_so101.render import madrona, madrona_engine, shading
-from mjx_so101.render.looks import Looks
 from mjx_so101.render.poses import rotation_matrix
-from mjx_so101.render.tessellate import PLANE_THICKNESS, drawn_geoms, offsets, tessellate
-from mjx_so101.scene import load_visual_model
+from mjx_so101.render.tessellate import drawn_geoms
 from mjx_so101.task import State
-
-A, B, C = 0.03, 0.05, 0.02
-PRIMITIVES = """
-<mujoco>
-  <asset><mesh name="corner" vertex="0 0 0  1 0 0  0 1 0  0 0 1"/></asset>
-  <worldbody>
-    <geom name="box" type="box" size=".03 .05 .02"/> <geom name="sphere" type="sphere" size=".03"/>
-    <geom name="ellipsoid" type="ellipsoid" size=".03 .05 .02"/> <geom name="cylinder" type="cylinder" size=".03 .05"/>
-    <geom name="capsule" type="capsule" size=".03 .05"/> <geom name="plane" type="plane" size=".03 .05 .1"/>
-    <geom name="endless" type="plane" size="0 0 .1"/> <geom name="corner" type="mesh" mesh="corner"/>
-  </worldbody>
-</mujoco>
-"""
-VOLUME = {
-    "box": 8 * A * B * C,
-    "plane": 4 * A * B * PLANE_THICKNESS,
-    "sphere": 4 / 3 * np.pi * A**3,
-    "ellipsoid": 4 / 3 * np.pi * A * B * C,
-    "cylinder": 2 * np.pi * A**2 * B,
-    "capsule": 2 * np.pi * A**2 * B + 4 / 3 * np.pi * A**3,
-    "corner": 1 / 6,
-}
-AREA = {
-    "box": 8 * (A * B + B * C + A * C),
-    "plane": 8 * A * B + 4 * (A + B) * PLANE_THICKNESS,
-    "sphere": 4 * np.pi * A**2,
-    "cylinder": 2 * np.pi * A**2 + 4 * np.pi * A * B,
-    "capsule": 4 * np.pi * A * B + 4 * np.pi * A**2,
-}
-
-
-@pytest.fixture(scope="module")
-def primitives():
-    return mujoco.MjModel.from_xml_string(PRIMITIVES)
-
-
-@pytest.fixture(scope="module")
-def scene_model():
-    return load_visual_model(SceneConfig())
-
-
-def shade_normals(vertices, faces):
-    """Madrona's normals: at each vertex the sum of its faces' cross products (render_ctx.cpp, loadObjects)."""
-    normals = np.zeros_like(vertices, dtype=float)
-    a, b, c = (vertices[faces[:, i]].astype(float) for i in range(3))
-    for i in range(3):
-        np.add.at(normals, faces[:, i], np.cross(b - a, c - a))
-    return normals / np.linalg.norm(normals, axis=1, keepdims=True)
-
-
-# --- geometry
-
-
-@pytest.mark.parametrize("name", VOLUME)
-def test_primitive_fills_its_volume(primitives, name):
-    mesh = tessellate(primitives, primitives.geom(name).id)
-    assert mesh.vertices.dtype == np.float32 and mesh.faces.dtype == np.int32
-    solid = trimesh.Trimesh(mesh.vertices, mesh.faces)  # merges equal vertices
-    assert solid.is_watertight and solid.is_winding_consistent
-    flat = name in ("box", "plane", "corner")
-    assert solid.volume == pytest.approx(VOLUME[name], rel=1e-5 if flat else 0.02)  # positive: faces wind outwards
-    if name in AREA:
-        assert solid.area == pytest.approx(AREA[name], rel=1e-5 if flat else 0.02)
-
-
-def test_plane_ends_at_its_surface_and_endless_plane_is_wide(primitives):
-    mesh = tessellate(primitives, primitives.geom("plane").id)
-    assert mesh.vertices[:, 2].max() == 0 and mesh.vertices[:, 2].min() == pytest.approx(-PLANE_THICKNESS)
-    assert np.ptp(tessellate(primitives, primitives.geom("endless").id).vertices, 0)[0] >= 5
-
-
-@pytest.mark.parametrize("name", ["box", "cylinder", "sphere", "capsule"])
-def test_surfaces_are_shaded_flat_or_round_as_they_are(primitives, name):
-    mesh = tessellate(primitives, primitives.geom(name).id)
-    normals = shade_normals(mesh.vertices, mesh.faces)
-    if name == "box":
-        np.testing.assert_allclose(np.abs(normals).max(1), 1, atol=1e-6)
-    elif name == "cylinder":
-        ends = np.abs(normals[:, 2]) > 0.5
-        np.testing.assert_allclose(np.abs(normals[ends, 2]), 1, atol=1e-6)
-        radial = mesh.vertices[~ends, :2] / A
-        assert (np.sum(radial * normals[~ends, :2], 1) > 0.999).all()
-    else:
-        axis = mesh.vertices - np.clip(mesh.vertices, [0, 0, -B], [0, 0, B]) * [0, 0, name == "capsule"]
-        assert (np.sum(axis / A * normals, 1) > 0.99).all()
-
-
-def test_mesh_geom_is_taken_as_it_is(primitives):
-    mesh = tessellate(primitives, primitives.geom("corner").id)
-    np.testing.assert_array_equal(mesh.vertices, primitives.mesh_vert)
-    np.testing.assert_array_equal(mesh.faces, primitives.mesh_face)
-
-
-def test_drawn_geoms_leave_out_collision_slab(scene_model):
-    names = [scene_model.geom(g).name for g in drawn_geoms(scene_model)]
-    assert {"table", "paper", "tape_0", "fixed_fingertip"} <= set(names) and "paper_collision" not in names
-
-
-def test_offsets_are_where_each_mesh_begins():
-    starts = offsets([np.zeros((4, 3)), np.zeros((2, 3)), np.zeros((7, 3))])
-    assert starts.tolist() == [0, 4, 6] and starts.dtype == np.int32
-
-
-# --- colours and lights
-
-
-def test_srgb_round_trip_and_known_values():
-    values = np.linspace(0, 1, 256)
-    np.testing.assert_allclose(shading.linear_to_srgb(shading.srgb_to_linear(values)), values, atol=1e-6)
-    assert shading.srgb_to_linear(0.5) == pytest.approx(0.21404, abs=1e-5)
-
-
-def test_repair_table_undoes_madronas_encoding():
-    linear = np.linspace(0.0012, 1, 5000)
-    wrong = np.where(linear <= 0.00031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    drawn = (255 * np.clip(wrong, 0, 1)).astype(np.uint8)
-    table = shading.repair_table()
-    assert np.abs(table[drawn] - 255 * shading.linear_to_srgb(linear)).max() <= 1.5
-    assert table[0] == 0 and (table[11:] == np.arange(11, 256)).all() and (np.diff(table.astype(int)) >= 0).all()
-
-
-def test_upward_face_is_as_bright_as_in_mujoco_lit_and_in_shadow(scene_model):
-    model, lights = scene_model, shading.scene_lights(scene_model, shadows=True)
-    facing = np.maximum(-lights.direction[0, :, 2:], 0)  # [light, 1]
-    shares = lights.color[0] * facing
-    up = np.maximum(-model.light_dir[:, 2:], 0)
-    shadowless = ~model.light_castshadow.astype(bool)
-    for mine, theirs in ((shares, slice(None)), (shares[~lights.castshadow[0]], shadowless)):
-        expected = model.vis.headlight.ambient + model.light_ambient.sum(0) + (model.light_diffuse * up)[theirs].sum(0)
-        seen = shading.linear_to_srgb(mine.sum(0) + shading.MADRONA_AMBIENT)
-        np.testing.assert_allclose(seen, expected, atol=1e-4)
-
-
-def test_ambient_lights_shine_alike_from_all_sides():
-    faces = np.random.default_rng(0).normal(size=(2000, 3))
-    faces /= np.linalg.norm(faces, axis=1, keepdims=True)
-    received = np.maximum(-faces @ shading._AROUND.T, 0).sum(1)
-    assert received.min() > 0.80 and received.max() < 1.16
-    assert np.maximum(-shading._AROUND[:, 2], 0).sum() == pytest.approx(1)
-
-
-def test_no_light_casts_shadows_when_they_are_off(scene_model):
-    assert shading.scene_lights(scene_model, True).castshadow.sum() == 1
-    assert not shading.scene_lights(scene_model, False).castshadow.any()
-
-
-def test_point_light_is_refused_by_name():
-    xml = '<mujoco><worldbody><light name="bulb" type="point"/><geom size="1"/></worldbody></mujoco>'
-    with pytest.raises(ConfigError, match="'bulb' is not directional"):
-        shading.scene_lights(mujoco.MjModel.from_xml_string(xml), True)
-
-
-@pytest.fixture(scope="module")
-def sampled_looks():
-    keys = jax.random.split(jax.random.key(3), 5)
-    return jax.tree.map(np.asarray, jax.vmap(PRESETS["nominal+looks"].sample)(keys))
-
-
-def test_fixed_looks_are_those_of_the_other_renderers(scene_model, sampled_looks):
-    fields = jax.vmap(Looks(scene_model))(sampled_looks)
-    direction, diffuse, ambient, cast = shading._light_fields(scene_model, sampled_looks)
-    np.testing.assert_allclose(direction, fields["light_dir"], atol=1e-6)
-    np.testing.assert_allclose(diffuse, fields["light_diffuse"], atol=1e-6)
-    np.testing.assert_allclose(ambient, fields["light_ambient"], atol=1e-6)
-    np.testing.assert_array_equal(cast, fields["light_castshadow"])
-    colors = shading._material_colors(scene_model, False, sampled_looks)
-    np.testing.assert_allclose(colors, fields["mat_rgba"][..., :3], atol=1e-6)
-
-
-def test_texture_enters_by_its_mean_colour(scene_model):
-    table = scene_model.geom("table").id
-    bare = shading.geom_colors(scene_model, [table], False)[0, 0]
-    tinted = shading.geom_colors(scene_model, [table], True)[0, 0]
-    np.testing.assert_allclose(bare, 0.06, atol=1e-6)
-    assert (0.5 * bare < tinted).all() and (tinted < bare).all()
-
 
 # --- poses
 
