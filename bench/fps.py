@@ -230,7 +230,8 @@ def measure(config: FpsConfig, backend: str, num_envs: int) -> dict[str, Any]:
         else None
     )
     backend = default_backend() if backend == "auto" else backend
-    env = PaperReturnEnv(num_envs, backend, config.randomization, scene, TaskConfig())
+    host_stepped = renderer is not None and not renderer.jittable
+    env = PaperReturnEnv(num_envs, backend, config.randomization, scene, TaskConfig(), host_stepped=host_stepped)
     loop = Loop(env, config.seed, renderer)
     first = loop.run(config.steps)  # compiles
     loop.run(config.steps)  # reaches steady contact

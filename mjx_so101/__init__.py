@@ -5,7 +5,7 @@ from mjx_so101.gl import choose_gl
 choose_gl()
 
 from mjx_so101.env import PaperReturnEnv, StepResult
-from mjx_so101.errors import CheckpointError, ConfigError, HealthError, SO101Error
+from mjx_so101.errors import CheckpointError, ConfigError, HealthError, RemoteError, SO101Error
 from mjx_so101.geometry import SheetGeometry
 from mjx_so101.kinematics import ArmKinematics
 from mjx_so101.params import PRESETS, EnvParams, Randomization, load_randomization
@@ -16,6 +16,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "JOINTS", "PRESETS", "ArmKinematics", "CheckpointError", "ConfigError", "EnvParams", "HealthError", "Observation",
-    "PaperReturn", "PaperReturnEnv", "Randomization", "SO101Error", "SceneConfig", "SheetGeometry", "State",
-    "StepResult", "TaskConfig", "load_model", "load_randomization",
+    "PaperReturn", "PaperReturnEnv", "Randomization", "RemoteError", "SO101Error", "SceneConfig", "SheetGeometry",
+    "State", "StepResult", "TaskConfig", "load_model", "load_randomization",
 ]  # fmt: skip

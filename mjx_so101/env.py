@@ -57,9 +57,12 @@ class PaperReturnEnv:
         task: TaskConfig | None = None,
         auto_reset: bool = True,
         strict: bool = False,
+        host_stepped: bool = False,
         physics_options: dict | None = None,
     ):
         """strict: every `step` called from the host checks for NaN and overflow and raises HealthError.
+        host_stepped: one control step is jitted at a time and called from the host, as beside a model in torch; on
+        a GPU `warp` then records its CUDA graphs in another way.
 
         Raises ConfigError for num_envs < 1, an unknown backend or preset, or a randomization whose start ranges
         are unreachable or already solved.
@@ -72,7 +75,10 @@ class PaperReturnEnv:
         self.auto_reset = auto_reset
         self.strict = strict
         self.model: mujoco.MjModel = load_model(self.scene)
-        self.physics: Physics = make_physics(backend, self.model, num_envs, **(physics_options or {}))
+        options = dict(physics_options or {})
+        if host_stepped and backend != "native":
+            options["host_stepped"] = True
+        self.physics: Physics = make_physics(backend, self.model, num_envs, **options)
         self.task = PaperReturn(
             config=task or TaskConfig(),
             randomization=load_randomization(randomization),

@@ -22,6 +22,10 @@ class CheckpointError(SO101Error, RuntimeError):
     """A checkpoint is missing, damaged or belongs to another configuration."""
 
 
+class RemoteError(SO101Error, RuntimeError):
+    """A policy server does not answer, or what it answers cannot be used."""
+
+
 def require_choice(name: str, value: str, valid: Iterable[str]) -> str:
     """Return `value` if it is one of `valid`, else raise a ConfigError that lists them."""
     valid = list(valid)

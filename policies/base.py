@@ -8,10 +8,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import require_choice
 from mjx_so101.geometry import SheetGeometry
 from mjx_so101.kinematics import ArmKinematics
-from mjx_so101.task import Observation, PaperReturn
+from mjx_so101.task import Observation, PaperReturn, State
+from policies.model import ModelOptions
 
 
 class BasePolicy(Protocol):
@@ -21,12 +23,20 @@ class BasePolicy(Protocol):
     horizon: int
     """Targets in a chunk: how many control steps one call covers."""
     jittable: bool
-    """True if `chunk` may be traced inside jit."""
+    """False if its model runs outside jit: the host then calls `refill` before each control step."""
     num_features: int
     """Length of what `features` gives for one environment."""
 
+    def for_env(self, env: PaperReturnEnv) -> BasePolicy:
+        """The same policy, ready for the environments of `env`."""
+        ...
+
     def init(self, num_envs: int) -> Any:
         """Carry for num_envs environments."""
+        ...
+
+    def refill(self, carry: Any, state: State) -> Any:
+        """What must be done on the host before `chunk`; only called if not `jittable`."""
         ...
 
     def chunk(self, carry: Any, observation: Observation, key: jax.Array, reset_mask: jax.Array) -> tuple[Any, Any]:
@@ -62,6 +72,16 @@ class ScriptedPolicy:
     def features_of(self, carry: Any) -> jax.Array:
         """Features of one environment."""
         return jnp.zeros(0)
+
+    def for_env(self, env: PaperReturnEnv) -> ScriptedPolicy:
+        """Itself: it works for any number of environments of its task."""
+        del env
+        return self
+
+    def refill(self, carry: Any, state: State) -> Any:
+        """Nothing to do."""
+        del state
+        return carry
 
     def init(self, num_envs: int) -> Any:
         """See `BasePolicy.init`."""
@@ -104,12 +124,21 @@ class ZeroPolicy(ScriptedPolicy):
         return carry, observation.target
 
 
-BASES = ("zero", "jacobian", "oracle")
+SCRIPTED = ("zero", "jacobian", "oracle")
+BASES = (*SCRIPTED, "groot", "remote")
 
 
-def make_base(name: str, task: PaperReturn) -> BasePolicy:
-    """Build a base policy by name for a task. Raises ConfigError for an unknown name."""
+def make_base(name: str, task: PaperReturn, model: ModelOptions | None = None) -> BasePolicy:
+    """Build a base policy by name for a task. `model` says what 'groot' and 'remote' run.
+
+    Raises ConfigError for an unknown name, or what the model cannot do or lacks.
+    """
     require_choice("base", name, BASES)
+    if name not in SCRIPTED:
+        from policies.chunked import ChunkedPolicy
+
+        model = model or ModelOptions()
+        return ChunkedPolicy(model.load(name), model.horizon, model.base_renderer)
     from policies.jacobian import JacobianPolicy
     from policies.oracle import OraclePolicy
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from train.hardware import set_caches
+from train.hardware import set_caches, share_gpu
+
+if TYPE_CHECKING:
+    from train.config import TrainConfig
 
 COMMANDS = {
     "train": "train a residual on top of a base policy and report",
     "eval": "success of a run or of a base policy",
     "compare": "one table and plot of several runs",
     "play": "watch episodes in MuJoCo's viewer, or as a video",
+    "gate": "measure a base policy and say whether training on it is worth while",
+    "groot": "make, inspect or try a GR00T N1.5 checkpoint",
     "render": "draw what the cameras see, as a contact sheet or a comparison of renderers",
     "doctor": "check this machine and say what to fix",
 }
@@ -30,14 +36,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(f"  {name:8}  {text}" for name, text in COMMANDS.items()))
         return
     set_caches()
+    _share_gpu_with_torch(arguments)
     from mjx_so101.errors import SO101Error, require_choice
 
-    run = {"train": _train, "eval": _eval, "compare": _compare, "play": _play, "render": _render, "doctor": _doctor}
+    run = {
+        "train": _train, "eval": _eval, "compare": _compare, "play": _play, "gate": _gate, "groot": _groot,
+        "render": _render, "doctor": _doctor,
+    }  # fmt: skip
     try:
         run[require_choice("command", arguments[0], COMMANDS)](arguments[1:])
     except SO101Error as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _share_gpu_with_torch(arguments: Sequence[str]) -> None:
+    """Before JAX starts: leave part of the GPU to torch if the base policy is GR00T."""
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--base")
+    flags.add_argument("--jax-memory", type=float)
+    for name in ("--run", "--resume"):
+        flags.add_argument(name, type=Path, dest="run")
+    given, _ = flags.parse_known_args(arguments[1:])
+    saved: dict[str, Any] = {}
+    if given.run and (given.run / "config.json").is_file():
+        with contextlib.suppress(ValueError):  # a damaged file is reported where it is needed
+            saved = json.loads((given.run / "config.json").read_text())
+    if (given.base or saved.get("base")) == "groot":
+        share_gpu(given.jax_memory or saved.get("model", {}).get("jax_memory"))
 
 
 def _parse(kind: Any, arguments: list[str], command: str, **options: Any) -> Any:
@@ -53,13 +79,19 @@ _TRAIN_HELP = """train a residual on top of a base policy and report
 Flags that decide the defaults of all others:
   --preset {cpu,gpu}   size of the run; default gpu where JAX has a GPU, else cpu
   --out DIR            new run folder; default runs/BASE-RANDOMIZATION-TIME
-  --resume DIR         continue the run in DIR with its own configuration"""
+  --resume DIR         continue the run in DIR with its own configuration
+
+Base groot passes a gate first (so101 gate), whose report goes into the folder's `gate`:
+  --gate-episodes N    episodes to begin with; default 100
+  --force              train even if the gate says STOP; with --gate-episodes 0 without a gate"""
 
 
 def _train(arguments: list[str]) -> None:
     first = argparse.ArgumentParser(prog="so101 train", add_help=False, allow_abbrev=False)
     for flag in ("--preset", "--out", "--resume"):
         first.add_argument(flag)
+    first.add_argument("--gate-episodes", type=int, default=100)
+    first.add_argument("--force", action="store_true")
     given, rest = first.parse_known_args(arguments)
 
     import jax
@@ -79,6 +111,8 @@ def _train(arguments: list[str]) -> None:
         _explain_missing_gpu(needed=given.preset == "gpu")
     folder = prepare_folder(Path(given.resume or given.out or _new_folder(config)), resume=bool(given.resume))
     try:
+        if config.base == "groot" and not given.resume:
+            _pass_gate(config, folder, given.gate_episodes, given.force)
         trainer = Trainer(config, folder)
     except SO101Error:
         if not any(folder.iterdir()):
@@ -97,6 +131,23 @@ def _train(arguments: list[str]) -> None:
     write_report(trainer, trainer.best_learner(), finished=True)
     print((folder / "report.md").read_text())
     print(f"Report: {folder / 'report.md'}")
+
+
+def _pass_gate(config: TrainConfig, folder: Path, episodes: int, force: bool) -> None:
+    """Measure the base policy alone. Raises ConfigError if training on it makes no sense and is not forced."""
+    from mjx_so101.errors import ConfigError
+    from train.gate import GateSettings, require_gate, run_gate
+    from train.policy import base_alone
+
+    if episodes == 0:
+        if not force:
+            raise ConfigError("--gate-episodes 0 leaves out the gate; it needs --force.")
+        print("No gate: --gate-episodes 0 --force")
+        return
+    settings = GateSettings(episodes=episodes, most_episodes=max(episodes, GateSettings.most_episodes))
+    result = run_gate(base_alone(config), settings, folder / "gate")
+    print(f"Gate: {result.line}")
+    require_gate(result, force)
 
 
 def _explain_missing_gpu(needed: bool) -> None:
@@ -124,37 +175,11 @@ def _new_folder(config) -> Path:
 
 
 # -- eval --------------------------------------------------------------------------------------------------------------
-@dataclasses.dataclass(frozen=True)
-class EvalFlags:
-    """Flags of `so101 eval`."""
-
-    run: Path | None = None
-    """Run folder whose best checkpoint is evaluated."""
-    base: str | None = None
-    """Base policy to evaluate alone, instead of a run."""
-    episodes: int = 512
-    seed: int = 0
-    tolerance_mm: tuple[float, ...] = (5.0, 10.0, 20.0)
-    """Success tolerances in mm."""
-    randomization: str | None = None
-    """Preset or file; default is the run's own, or plain."""
-    physics: str | None = None
-    """Backend; default is the run's own, or auto."""
-    sheet_friction: str | None = None
-    """'dry' or 'viscous'; default is the run's own, or dry."""
-    action: str = "mean"
-    """'mean' or 'sample'."""
-    num_envs: int = 512
-    """Episodes simulated at once."""
-    json: str | None = None
-    """File for the JSON, or - for standard output."""
-    video: Path | None = None
-    """Folder for grid.mp4 and episode.mp4."""
-
-
 def _eval(arguments: list[str]) -> None:
-    flags = _parse(EvalFlags, arguments, "eval")
     from mjx_so101.errors import ConfigError
+    from train.flags import EvalFlags
+
+    flags = _parse(EvalFlags, arguments, "eval")
 
     for name in ("episodes", "num_envs"):
         if getattr(flags, name) < 1:
@@ -191,7 +216,7 @@ def _overrides(flags: Any) -> dict[str, Any]:
     """Fields of the run's configuration that the flags replace."""
     return {
         name: getattr(flags, name)
-        for name in ("randomization", "physics", "sheet_friction")
+        for name in ("randomization", "physics", "sheet_friction", "model")
         if getattr(flags, name) is not None
     }
 
@@ -222,29 +247,26 @@ def _compare(arguments: list[str]) -> None:
     print(compare_runs(list(flags.runs), flags.out))
 
 
-@dataclasses.dataclass(frozen=True)
-class PlayFlags:
-    """Flags of `so101 play`."""
-
-    run: Path | None = None
-    """Run folder whose best checkpoint plays."""
-    base: str | None = None
-    """Base policy to watch alone; default oracle if no run is given."""
-    randomization: str | None = None
-    physics: str | None = None
-    sheet_friction: str | None = None
-    seed: int = 0
-    out: Path = Path("play")
-    """Folder for the video where there is no display."""
-
-
 def _play(arguments: list[str]) -> None:
-    flags = _parse(PlayFlags, arguments, "play")
+    from train.flags import PlayFlags
     from train.play import play
     from train.policy import load_policy
 
+    flags = _parse(PlayFlags, arguments, "play")
     base = flags.base or (None if flags.run else "oracle")
     play(load_policy(flags.run, base, _overrides(flags)), flags.seed, flags.out)
+
+
+def _gate(arguments: list[str]) -> None:
+    from train.gate import GateFlags, gate_main
+
+    raise SystemExit(gate_main(_parse(GateFlags, arguments, "gate")))
+
+
+def _groot(arguments: list[str]) -> None:
+    from train.groot_tools import main as groot_main
+
+    groot_main(arguments)
 
 
 def _render(arguments: list[str]) -> None:

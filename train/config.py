@@ -16,6 +16,7 @@ from mjx_so101.render import RenderConfig
 from mjx_so101.scene import SHEET_FRICTIONS, SceneConfig
 from mjx_so101.task import TaskConfig
 from policies.base import BASES
+from policies.model import ModelOptions
 from policies.residual import ResidualConfig
 from train.ppo import PPOConfig
 
@@ -27,7 +28,7 @@ class TrainConfig:
     """A training run; `PRESETS` holds the two that the command line starts from."""
 
     base: str = "jacobian"
-    """Base policy: 'jacobian', 'oracle' or 'zero'."""
+    """Base policy: 'jacobian', 'oracle', 'zero', 'groot' (with --checkpoint) or 'remote' (with --url)."""
     randomization: str = "plain"
     """Preset nominal, plain, real or wild, each also with +looks, or a JSON or TOML file with [low, high] per field."""
     physics: str = "auto"
@@ -59,10 +60,12 @@ class TrainConfig:
     """Stop at the first buffer overflow or non-finite state, instead of counting it."""
     residual: tyro.conf.OmitArgPrefixes[ResidualConfig] = dataclasses.field(default_factory=ResidualConfig)
     ppo: tyro.conf.OmitArgPrefixes[PPOConfig] = dataclasses.field(default_factory=PPOConfig)
+    model: tyro.conf.OmitArgPrefixes[ModelOptions] = dataclasses.field(default_factory=ModelOptions)
     render: tyro.conf.OmitArgPrefixes[RenderConfig] = dataclasses.field(default_factory=lambda: RENDER_PRESETS["small"])
 
     def __post_init__(self) -> None:
         require_choice("base", self.base, BASES)
+        self.model.require(self.base)
         require_choice("physics", self.physics, ("auto", *BACKENDS))
         require_choice("sheet_friction", self.sheet_friction, SHEET_FRICTIONS)
         require_choice("obs", self.obs, OBSERVATIONS)
@@ -111,7 +114,7 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """Back from `to_dict`. Raises ConfigError for unknown fields."""
         values = dict(values)
-        kinds = {"residual": ResidualConfig, "ppo": PPOConfig, "render": RenderConfig}
+        kinds = {"residual": ResidualConfig, "ppo": PPOConfig, "model": ModelOptions, "render": RenderConfig}
         for name, kind in kinds.items():
             part = dict(values.get(name, {}))
             part = {key: tuple(value) if isinstance(value, list) else value for key, value in part.items()}

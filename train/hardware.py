@@ -17,6 +17,8 @@ import warnings
 from pathlib import Path
 
 CACHE_FOLDERS = {"JAX_COMPILATION_CACHE_DIR": "jax", "WARP_CACHE_PATH": "warp"}
+JAX_MEMORY = 0.35
+"""Share of a GPU that JAX takes beside a model in torch."""
 DRIVER_HINT = "Install an NVIDIA driver of version 525 or newer (CUDA 12); 580 or newer is best (CUDA 13)."
 
 
@@ -52,6 +54,15 @@ def choose_gpu_extra() -> GpuExtra:
     if major == 12 or any(capability < (7, 5) for capability in _compute_capabilities()):
         return GpuExtra("cuda12")
     return GpuExtra("cuda13")
+
+
+def share_gpu(fraction: float | None = None) -> None:
+    """Let JAX take only `fraction` of the GPU (default `JAX_MEMORY`), unless the environment says otherwise.
+
+    Call it before JAX starts: it reserves three quarters of the GPU at once, and torch would find none.
+    """
+    if not {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():
+        os.environ["XLA_CLIENT_MEM_FRACTION"] = str(fraction or JAX_MEMORY)
 
 
 def set_caches() -> dict[str, str]:

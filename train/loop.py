@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import CheckpointError, ConfigError, HealthError
-from policies.base import make_base
+from policies.base import SCRIPTED, make_base
 from policies.residual import Learner, Residual, layout_sizes
 from train import checkpoint
 from train.config import TrainConfig
@@ -47,11 +47,11 @@ class Trainer:
         def environment(num_envs: int, training: bool) -> PaperReturnEnv:
             return PaperReturnEnv(
                 num_envs, config.physics, randomization, config.scene_config(), config.task_config(training),
-                auto_reset=training,
+                auto_reset=training, host_stepped=config.base not in SCRIPTED,
             )  # fmt: skip
 
         self.env = environment(config.num_envs, training=True)
-        self.base = make_base(config.base, self.env.task)
+        self.base = make_base(config.base, self.env.task, config.model)
         self.residual = Residual(config.residual, self.base.num_features, config.pictures)
         updates = -(-config.steps // (config.num_envs * config.ppo.unroll))
         self.ppo = PPO(config.ppo, self.residual, updates)

@@ -11,7 +11,7 @@ import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError
-from policies.base import BasePolicy, make_base
+from policies.base import SCRIPTED, BasePolicy, make_base
 from policies.residual import Learner, Residual, layout_sizes
 from train import checkpoint
 from train.config import TrainConfig
@@ -48,6 +48,7 @@ def _environment(config: TrainConfig, num_envs: int, tolerances: tuple[float, ..
     return PaperReturnEnv(
         num_envs, config.physics, config.load_randomization(), config.scene_config(),
         config.task_config(training=False, report_tolerances=tolerances), auto_reset=False,
+        host_stepped=config.base not in SCRIPTED,
     )  # fmt: skip
 
 
@@ -70,21 +71,29 @@ def load_policy(
     overrides = overrides or {}
     tolerances = tuple(mm / 1000 for mm in tolerances_mm)
     if run is None:
-        config = TrainConfig(**{"base": base, **overrides})
-        config = dataclasses.replace(config, residual=dataclasses.replace(config.residual, alpha=0.0))
-    else:
-        saved = saved_config(run)
-        # a run made elsewhere is evaluated with what this machine has
-        config = dataclasses.replace(saved, **{"physics": "auto", **overrides})
-    probe = _environment(config, 1, tolerances)
-    policy = make_base(config.base, probe.task)
-    residual = Residual(config.residual, policy.num_features, config.pictures)
-    learner = residual.init(jax.random.PRNGKey(0))
-    if run is not None:
-        path = Path(run) / "checkpoints" / "best"
-        meta = checkpoint.read_meta(path)
-        checkpoint.check_same(
-            path, meta["layout"], layout_sizes(policy.num_features, config.pictures), "observation layout"
-        )
-        learner = checkpoint.restore(path, "learner", learner)
-    return Policy(str(run or base), config, tolerances, policy, residual, learner)
+        return base_alone(TrainConfig(**{"base": base, **overrides}), tolerances)
+    saved = saved_config(run)
+    if "model" in overrides:  # only what was asked for replaces what the run was trained with
+        overrides = {**overrides, "model": overrides["model"].over(saved.model)}
+    # a run made elsewhere is evaluated with what this machine has
+    config = dataclasses.replace(saved, **{"physics": "auto", **overrides})
+    policy = _untrained(str(run), config, tolerances)
+    path = Path(run) / "checkpoints" / "best"
+    meta = checkpoint.read_meta(path)
+    checkpoint.check_same(
+        path, meta["layout"], layout_sizes(policy.base.num_features, config.pictures), "observation layout"
+    )
+    return dataclasses.replace(policy, learner=checkpoint.restore(path, "learner", policy.learner))
+
+
+def base_alone(config: TrainConfig, tolerances: tuple[float, ...] = (0.005, 0.010, 0.020)) -> Policy:
+    """The base policy of a training run without a residual: alpha 0, and nothing that sees pictures."""
+    alone = dataclasses.replace(config, obs="state", residual=dataclasses.replace(config.residual, alpha=0.0))
+    return _untrained(config.base, alone, tolerances)
+
+
+def _untrained(name: str, config: TrainConfig, tolerances: tuple[float, ...]) -> Policy:
+    task = _environment(config, 1, tolerances).task
+    base = make_base(config.base, task, config.model)
+    residual = Residual(config.residual, base.num_features, config.pictures)
+    return Policy(name, config, tolerances, base, residual, residual.init(jax.random.PRNGKey(0)))

@@ -20,7 +20,7 @@ import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError
-from policies.base import BasePolicy
+from policies.base import SCRIPTED, BasePolicy
 from policies.residual import Learner, Residual
 from train.evaluate import Evaluator
 from train.rollout import BASE, MEAN, NOISE, SAMPLE, Roller
@@ -187,7 +187,7 @@ def _videos(trainer, learner: Learner) -> list[Path]:
     config = trainer.config
     env = PaperReturnEnv(
         9, config.physics, trainer.env.task.randomization, config.scene_config(), config.task_config(training=False),
-        auto_reset=False,
+        auto_reset=False, host_stepped=config.base not in SCRIPTED,
     )  # fmt: skip
     qpos, success = record_episodes(env, trainer.base, trainer.residual, learner, REPORT_SEED)
     try:

@@ -101,13 +101,14 @@ class Roller:
     ):
         """keep: what to keep of each step, a pytree. mode: 'mean', 'sample', 'base' or 'noise' (`noise` is then the
         standard deviation of r)."""
-        self.env, self.base, self.residual, self.keep = env, base, residual, keep
+        self.env, self.base, self.residual, self.keep = env, base.for_env(env), residual, keep
         self.costs, self.discount = costs or ResidualCosts(), discount
         self.mix = Mix.of(mode, residual.authority, noise)
         self.eyes = Eyes(residual.render, env) if residual.render else None
         self._act = jax.jit(self.act)
         self._last = jax.jit(self._settle_and_keep)
         self._between = jax.jit(self._settle_and_act)
+        self._step = jax.jit(self._whole_step)
         self._scan = jax.jit(self._scan_steps, static_argnames="steps")
         self.value_vectors = jax.jit(self._value_vectors)
 
@@ -182,18 +183,36 @@ class Roller:
     # -- whole rollouts ----------------------------------------------------------------------------------------------
     def roll(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
         """`steps` control steps; gives the new carry and what `keep` kept of each step, stacked over time."""
+        if not self.base.jittable:
+            return self._roll_with_model(learner, carry, steps)
         if self.env.jittable:
             return self._scan(learner, carry, self.mix, steps=steps)
         kept = []
         pending = self._act(learner, carry, self.mix)
         for t in range(steps):
-            physics = self.env.physics.step(pending.carry.state.physics, pending.fields, pending.ctrl)
+            physics = self._physics(pending)
             if t + 1 < steps:
                 pending, keep = self._between(learner, pending, physics, self.mix)
             else:
                 carry, keep = self._last(learner, pending, physics)
             kept.append(keep)
-        return carry, jax.tree.map(lambda *rows: np.stack([np.asarray(row) for row in rows]), *kept)
+        return carry, _stacked(kept)
+
+    def _roll_with_model(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
+        """The base policy's model runs on the host between control steps."""
+        kept = []
+        for _ in range(steps):
+            carry = carry.replace(base=self.base.refill(carry.base, carry.state))
+            if self.env.jittable:
+                carry, keep = self._step(learner, carry, self.mix)
+            else:
+                pending = self._act(learner, carry, self.mix)
+                carry, keep = self._last(learner, pending, self._physics(pending))
+            kept.append(keep)
+        return carry, _stacked(kept)
+
+    def _physics(self, pending: Pending):
+        return self.env.physics.step(pending.carry.state.physics, pending.fields, pending.ctrl)
 
     def _settle_and_keep(self, learner: Learner, pending: Pending, physics) -> tuple[Carry, Any]:
         carry, transition, result = self.settle(learner, pending, physics)
@@ -203,10 +222,14 @@ class Roller:
         carry, keep = self._settle_and_keep(learner, pending, physics)
         return self.act(learner, carry, mix), keep
 
-    def _scan_steps(self, learner: Learner, carry: Carry, mix: Mix, steps: int) -> tuple[Carry, Any]:
-        def step(carry, _):
-            pending = self.act(learner, carry, mix)
-            physics = self.env.physics.step(pending.carry.state.physics, pending.fields, pending.ctrl)
-            return self._settle_and_keep(learner, pending, physics)
+    def _whole_step(self, learner: Learner, carry: Carry, mix: Mix) -> tuple[Carry, Any]:
+        pending = self.act(learner, carry, mix)
+        return self._settle_and_keep(learner, pending, self._physics(pending))
 
-        return jax.lax.scan(step, carry, None, length=steps)
+    def _scan_steps(self, learner: Learner, carry: Carry, mix: Mix, steps: int) -> tuple[Carry, Any]:
+        return jax.lax.scan(lambda carry, _: self._whole_step(learner, carry, mix), carry, None, length=steps)
+
+
+def _stacked(kept: list[Any]) -> Any:
+    """What was kept of each step, stacked over time on the host."""
+    return jax.tree.map(lambda *rows: np.stack([np.asarray(row) for row in rows]), *kept)

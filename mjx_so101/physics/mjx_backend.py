@@ -11,6 +11,7 @@ from mujoco import mjx
 from mujoco.mjx._src import derivative
 
 from mjx_so101.errors import ConfigError
+from mjx_so101.graphs import graph_mode
 from mjx_so101.task import PhysicsState
 
 _CONTACTS_PER_ENV = 8  # two fingertips on sheet and table make 4
@@ -32,8 +33,10 @@ class MjxPhysics:
         impl: str = "warp",
         contacts_per_env: int = _CONTACTS_PER_ENV,
         constraints_per_env: int = _CONSTRAINTS_PER_ENV,
+        host_stepped: bool = False,
     ):
-        """contacts_per_env and constraints_per_env size the shared contact and per-env constraint buffers (warp)."""
+        """contacts_per_env and constraints_per_env size the shared contact and per-env constraint buffers (warp).
+        host_stepped: see `graphs.graph_mode`."""
         for what, size in (("contacts_per_env", contacts_per_env), ("constraints_per_env", constraints_per_env)):
             if size < 1:
                 raise ConfigError(
@@ -42,7 +45,7 @@ class MjxPhysics:
                 )
         self.name = impl
         self.num_envs = num_envs
-        self._model = mjx.put_model(model, impl=impl)
+        self._model = mjx.put_model(model, impl=impl, graph_mode=graph_mode(host_stepped))
         self._sizes: dict[str, int] = {}
         if impl == "warp":
             # printing every solver limit from the device would cost up to half the speed

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from mujoco import mjx
 
+from mjx_so101.graphs import graph_mode
 from mjx_so101.render.base import Array, Frames, check_pictures, check_request, select, traced
 from mjx_so101.render.looks import Looks
 from mjx_so101.render.poses import SceneKinematics
@@ -37,9 +38,11 @@ class WarpRenderer:
         textures: bool = True,
         specular: bool = True,
         fixed_looks: bool = False,
+        host_stepped: bool = False,
         strict: bool = False,
     ):
         """fixed_looks: draw all environments with the nominal looks, whatever their parameters say; faster.
+        host_stepped: `render` is called from the host for each step, see `graphs.graph_mode`.
         strict: a picture of one colour raises HealthError when `render` is called from the host.
 
         Raises ConfigError for an unknown camera, a size < 1 or pictures that do not fit into memory.
@@ -62,7 +65,8 @@ class WarpRenderer:
         )  # fmt: skip
         self._fixed = jax.tree.map(jnp.asarray, self._looks.nominal) if fixed_looks else None
         sizes = {} if fixed_looks else {"mat_texid": num_envs}
-        self._model = _with_large_blocks(mjx.put_model(model, impl="warp", batch_sizes=sizes))
+        mode = graph_mode(host_stepped)
+        self._model = _with_large_blocks(mjx.put_model(model, impl="warp", batch_sizes=sizes, graph_mode=mode))
         self._frames = jax.jit(self._draw)
 
     def render(self, state: State, envs: jax.Array | None = None) -> Array:

@@ -14,17 +14,22 @@ if TYPE_CHECKING:
     from policies.groot.policy import Gr00tPolicy
     from policies.groot.processor import JointMap
 
-__all__ = ["Gr00tPolicy", "JointMap"]
+__all__ = ["Gr00tPolicy", "JointMap", "require_torch"]
 
 _HOMES = {"Gr00tPolicy": "policy", "JointMap": "processor"}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def require_torch() -> None:
+    """Raise ConfigError, with the fix, if torch or safetensors is missing."""
     for package in ("torch", "safetensors"):
         try:
             importlib.import_module(package)
         except ImportError as error:
             raise ConfigError(f"GR00T needs {package}: pip install 'mjx-so101[groot]'.") from error
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_torch()
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

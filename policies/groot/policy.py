@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mjx_so101.errors import ConfigError, require_choice
+from policies.cameras import match_cameras
+from policies.groot.accelerate import (
+    SMALLEST_COMPILED,
+    bytes_per_sample,
+    free_memory,
+    largest_micro_batch,
+    use_float8,
+)
 from policies.groot.config import EMBODIMENT_IDS, NUM_JOINTS, ModelConfig, TextConfig, VisionConfig
 from policies.groot.loader import METADATA, TensorFiles, Weights, read_config, read_json, resolve_folder, weight_files
 from policies.groot.model import Gr00tN15
-from policies.groot.processor import JointMap, Metadata, Scaler, match_cameras, prepare_images
+from policies.groot.processor import JointMap, Metadata, Scaler, prepare_images
 from policies.groot.prompt import FORMS, Prompt, build_prompt, instruction_ids
 from policies.groot.tokenizer import encode_instruction
 
+ATTENTION = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""Attention kernels in the order of their speed on an H100; torch takes the first that works where it runs."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LARGEST_ANGLE = 10.0
 """No joint of the arm reaches this many radians; angles in degrees do."""
@@ -37,10 +55,13 @@ class Gr00tPolicy:
     device: torch.device
     dtype: torch.dtype
     micro_batch: int | None = None
-    """Environments that go through the model at once; None: all of them."""
+    """Most environments that go through the model at once; None: all of them."""
+    compiled: bool = False
+    """Whether batches of a useful size run through torch.compile."""
 
     def __post_init__(self) -> None:
         """Put the statistics on the device."""
+        self._compiled_model = torch.compile(self.model, fullgraph=True, dynamic=False) if self.compiled else None
         self._state = Scaler(self.metadata.state, self.joint_map, self.device)
         self._action = Scaler(self.metadata.action, self.joint_map, self.device)
         self._input_was_plausible = False
@@ -63,6 +84,8 @@ class Gr00tPolicy:
         joint_map: JointMap | None = None,
         denoising_steps: int | None = None,
         micro_batch: int | None = None,
+        compile: bool = False,
+        fp8: bool = False,
     ) -> Gr00tPolicy:
         """Load a checkpoint in the official layout.
 
@@ -81,7 +104,11 @@ class Gr00tPolicy:
             text_config: sizes of the language model if not the 3B's.
             joint_map: signs and offsets between the simulation's joints and those of the training data.
             denoising_steps: fewer (or more) than the checkpoint's own 4.
-            micro_batch: environments a pass; the last pass is padded to it. None: the whole batch in one pass.
+            micro_batch: most environments a pass. A larger batch is split into passes of equal size, the last one
+                padded. None: what fits into the GPU's free memory, at most 128; on the CPU the whole batch.
+            compile: let torch.compile fuse the model, anew for each size of a pass of 16 or more (a minute or two
+                each the first time).
+            fp8: the large linear layers in fp8; faster and less exact, see bench/results/h100_groot.json.
 
         Raises:
             ConfigError: if `path` is no N1.5 checkpoint, its tensors are not those of its config, or a value is wrong.
@@ -105,12 +132,32 @@ class Gr00tPolicy:
         files.check(config)
         with torch.no_grad():
             model = Gr00tN15(Weights(files, device, dtype, row), config, prompt, denoising_steps)
-        return cls(model, config, metadata, prompt, views, joint_map or JointMap(), device, dtype, micro_batch)
+            if fp8:
+                use_float8(model, device, dtype)
+        policy = cls(
+            model, config, metadata, prompt, views, joint_map or JointMap(), device, dtype, micro_batch, compile
+        )
+        if micro_batch is None and device.type == "cuda":
+            policy.micro_batch = largest_micro_batch(free_memory(device), policy.bytes_per_sample)
+        return policy
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Memory that one environment of a pass takes, beside the weights."""
+        return bytes_per_sample(self.config, len(self.cameras), len(self.prompt), self.dtype)
 
     @property
     def horizon(self) -> int:
         """Targets in a chunk."""
         return self.config.head.horizon
+
+    @property
+    def action_range(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest target [6] of each joint in the training data (rad), in the simulation's convention."""
+        ends = np.stack(
+            [self._action.restore(torch.full((NUM_JOINTS,), x, device=self.device)).cpu().numpy() for x in (-1.0, 1.0)]
+        )
+        return ends.min(0), ends.max(0)
 
     @torch.no_grad()  # inference_mode would break torch.compile here
     def chunk(self, images: torch.Tensor, state: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -135,19 +182,35 @@ class Gr00tPolicy:
             require_plausible(images, state, self.cameras)
             self._input_was_plausible = True
         batch = len(state)
-        size = self.micro_batch or batch
+        size = pass_size(batch, self.micro_batch)
         parts = []
         for start in range(0, batch, size):
             part = [x[start : start + size] for x in (images, state, noise)]
             missing = size - len(part[0])
             part = [torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x for x in part]
-            parts.append(self._pass(*part)[: size - missing])
+            parts.append(self._try_pass(*part)[: size - missing])
         return torch.cat(parts)
 
+    def _try_pass(self, images: torch.Tensor, state: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """`_pass`, with an error that says what would fit if the GPU's memory does not."""
+        try:
+            return self._pass(images, state, noise)
+        except torch.cuda.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            most = largest_micro_batch(free_memory(self.device), self.bytes_per_sample)
+            fits = min(most, max(1, len(state) // 2))
+            raise ConfigError(
+                f"The GPU's memory does not hold a pass of {len(state)} environments; {fits} fit: --micro-batch {fits}."
+            ) from error
+
     def _pass(self, images: torch.Tensor, state: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Normalised actions, float32, of environments that go through the model together."""
         pixels = prepare_images(images, self.config.vision.image_size).to(self.dtype)
         state = F.pad(self._state.normalise(state), (0, self.config.head.state_dim - NUM_JOINTS)).to(self.dtype)
-        return self.model(pixels, state, noise.to(self.dtype)).float()
+        small = self._compiled_model is None or len(state) < SMALLEST_COMPILED
+        model = self.model if small else self._compiled_model
+        with sdpa_kernel(ATTENTION, set_priority=True):
+            return model(pixels, state, noise.to(self.dtype)).float()
 
     def _require_inputs(self, images: torch.Tensor, state: torch.Tensor, noise: torch.Tensor) -> None:
         """Raise ConfigError unless shapes, dtypes and devices are right; reads no values."""
@@ -178,6 +241,11 @@ class Gr00tPolicy:
                 raise ConfigError(f"{name} has shape {tuple(value.shape)}; {shape} is needed for {batch} images.")
         if batch == 0:
             raise ConfigError("The batch is empty.")
+
+
+def pass_size(batch: int, most: int | None) -> int:
+    """Environments in each of the fewest passes of at most `most` that hold `batch`, as equal as can be."""
+    return batch if most is None or batch <= most else math.ceil(batch / math.ceil(batch / most))
 
 
 def require_plausible(images: torch.Tensor, state: torch.Tensor, cameras: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Statistics, joints, images, cameras and the prompt: fed as in training, or refused."""
+"""Statistics, joints, images and the prompt: fed as in training, or refused."""
 
 import copy
 
@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
 from mjx_so101.errors import ConfigError  # noqa: E402
-from policies.groot.processor import JointMap, Metadata, Range, Scaler, match_cameras, prepare_images  # noqa: E402
+from policies.groot.processor import JointMap, Metadata, Range, Scaler, prepare_images  # noqa: E402
 from policies.groot.prompt import IMAGE_TOKEN, build_prompt, instruction_ids  # noqa: E402
 
 LOW, HIGH = [-1.0, -1, -2, -1, -3, 0.0], [1.0, 1, 2, 1, 1, 0.5]
@@ -124,35 +124,6 @@ def test_images_keep_their_colour_and_place():
     pixels = prepare_images(images, 28)
     assert (pixels[1, 0, 0, :, 15:] > 1 - GREY_LEVEL).all() and (pixels[1, 0, 0, :, :13] == -1).all()
     assert (pixels[1, 0, 1:] == -1).all() and (pixels[0] == -1).all() and (pixels[:, 1] == -1).all()
-
-
-def test_cameras_in_order():
-    assert match_cameras(TWO, None) == ("top", "wrist")
-    assert match_cameras(TWO, ["top", "wrist"]) == ("top", "wrist")
-    assert match_cameras(TWO, TWO) == TWO
-    assert match_cameras(("wrist_left", "wrist_right"), None) == ("wrist_left", "wrist_right")
-    assert match_cameras(("front", "side"), {"front": "top", "side": "wrist"}) == ("top", "wrist")
-    assert match_cameras(TWO, {"image_cam_0": "wrist", "image_cam_1": "top"}) == ("wrist", "top")  # said outright
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["wrist", "top"], "camera 0 of the checkpoint is image_cam_0 .top view., not 'wrist'"),
-        (["image_cam_1", "image_cam_0"], "order is image_cam_0"),
-        (["wrist_cam", "top_cam"], "camera 0"),
-        (["top", "top"], "camera 1"),
-        (["top"], "1 cameras are given"),
-        (["top", "wrist", "side"], "3 cameras are given"),
-        (["left", "right"], "cannot be told"),
-        ({"image_cam_0": "top", "image_cam_1": "top"}, "same view"),
-        ({"image_cam_0": "top"}, "checkpoint's cameras are"),
-        ("top", "list of names"),
-    ],
-)
-def test_swapped_or_wrong_cameras(given, message):
-    with pytest.raises(ConfigError, match=message):
-        match_cameras(TWO, given)
 
 
 def test_prompt_of_one_camera():

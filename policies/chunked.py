@@ -1,0 +1,198 @@
+"""Base policies that run a model outside JAX: GR00T on this machine, or a server.
+
+The model looks at pictures and joint angles and answers with chunks of absolute joint targets. Between two jitted
+control steps `refill` renews a few chunks (see `policies.chunks`) and draws only the environments it renews.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mjx_so101.env import PaperReturnEnv
+from mjx_so101.errors import ConfigError
+from mjx_so101.render import PRESETS, Renderer, make_renderer
+from mjx_so101.render.sensor import sense_all, sensor_varies
+from mjx_so101.task import Observation, State
+from policies import chunks
+from policies.chunks import Chunks
+
+LEAD_SCALE = 10.0
+RENDERERS = ("warp", "mujoco")
+
+
+class ChunkSource(Protocol):
+    """A model that turns what the robot sees into chunks of absolute joint targets."""
+
+    name: str
+    cameras: tuple[str, ...]
+    """Views that it wants, in this order."""
+    horizon: int
+    """Targets in a chunk."""
+    noise_shape: tuple[int, ...]
+    """Shape of one environment's starting noise."""
+    training_range: tuple[np.ndarray, np.ndarray] | None
+    """Lowest and highest target [6] (rad) in its training data, where it tells."""
+
+    def chunk(self, images: jax.Array, state: jax.Array, noise: jax.Array) -> jax.Array:
+        """float32 [n, horizon, 6] (rad) of uint8 images [n, camera, height, width, 3], joint angles [n, 6] (rad) and
+        noise [n, *noise_shape]."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, for the record beside a result."""
+        ...
+
+
+class ChunkedPolicy:
+    """Base policy that executes the chunks of a `ChunkSource`. See `policies.base.BasePolicy`.
+
+    Built without an environment; `for_env` gives the one that works, with a renderer for the environments renewed in
+    a pass. Several share one model.
+    """
+
+    jittable = False
+    horizon = 1
+    num_features = 7  # how far the chunk is executed, and where it leads
+
+    def __init__(self, source: ChunkSource, executed: int = 16, renderer: str = "warp"):
+        """executed: actions of a chunk that an environment executes at most. renderer: 'warp' or 'mujoco'.
+
+        Raises ConfigError for more actions than a chunk has, or another renderer.
+        """
+        if not 1 <= executed <= source.horizon:
+            raise ConfigError(
+                f"horizon is {executed}; a chunk of this model has {source.horizon} actions: give 1 to {source.horizon}."
+            )
+        if renderer not in RENDERERS:
+            raise ConfigError(
+                f"base_renderer is {renderer!r}; choose {' or '.join(map(repr, RENDERERS))}: they draw only those "
+                "environments whose chunk is due."
+            )
+        self.name, self.cameras, self.training_range = source.name, source.cameras, source.training_range
+        self.source, self.executed = source, executed
+        self.render_config = dataclasses.replace(PRESETS["gr00t"], renderer=renderer, cameras=source.cameras)
+        self.env: PaperReturnEnv | None = None
+        self.passes = 0
+        """Passes through the model since `for_env`."""
+
+    def for_env(self, env: PaperReturnEnv) -> ChunkedPolicy:
+        """The same policy, with the same model, for the environments of `env`."""
+        bound = copy.copy(self)
+        bound.env, bound.passes = env, 0
+        bound.slots = chunks.slots(env.num_envs, self.executed)
+        bound.renderer = _renderer(self, env, bound.slots)
+        bound._senses = sensor_varies(env.task.randomization)
+        bound._in_use = []
+        bound._begin, bound._store = jax.jit(_begin), jax.jit(chunks.store)
+        bound._choose, bound._feel = jax.jit(bound._choose_envs), jax.jit(bound._joints_and_noise)
+        bound._sense = jax.jit(_sense)
+        bound._draw = jax.jit(bound.renderer.render) if bound.renderer.jittable else bound.renderer.render
+        return bound
+
+    # -- the protocol of base policies -------------------------------------------------------------------------------
+    def init(self, num_envs: int) -> Chunks:
+        """Empty buffers."""
+        return chunks.no_chunks(num_envs, self.source.horizon)
+
+    def chunk(self, carry: Chunks, observation: Observation, key: jax.Array, reset_mask: jax.Array):
+        """The next action of each buffer, [env, 1, 6]; `refill` has already dealt with the resets."""
+        del observation, key, reset_mask
+        carry, target = chunks.execute(carry)
+        return carry, target[:, None]
+
+    def features(self, carry: Chunks) -> jax.Array:
+        """How much of the chunk is executed, and where its last action leads from the present one."""
+        now = jnp.clip(carry.position - 1, 0, self.source.horizon - 1)
+        present = jnp.take_along_axis(carry.targets, now[:, None, None], axis=1)[:, 0]
+        done = carry.position / self.source.horizon
+        return jnp.concatenate([done[:, None], LEAD_SCALE * (carry.targets[:, -1] - present)], axis=1)
+
+    # -- between two control steps -----------------------------------------------------------------------------------
+    def refill(self, carry: Chunks, state: State) -> Chunks:
+        """Buffers in which every environment has an action of its present episode. Called from the host.
+
+        It waits for the device once, to learn how many environments wait for a chunk.
+        """
+        carry, waiting = self._begin(carry, state)
+        passes = max(1, math.ceil(int(waiting) / self.slots))
+        self._in_use.clear()  # the device has caught up: nobody reads these any more
+        for i in range(passes):
+            envs = self._choose(carry, state)
+            inputs = self.look(state, envs)
+            targets = jnp.asarray(self.source.chunk(*inputs))
+            # JAX and torch would both reuse the memory of arrays that only the other still reads
+            self._in_use.append((inputs, targets))
+            carry = self._store(carry, envs, targets, max(1, self.executed - i))
+        self.passes += passes
+        return carry
+
+    def look(self, state: State, envs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Images, joint angles and noise of environments `envs` [slots], as `ChunkSource.chunk` takes them."""
+        images = jnp.asarray(self._draw(state, envs))
+        if self._senses:
+            images = self._sense(images, state, envs)
+        return images, *self._feel(state, envs)
+
+    def _choose_envs(self, carry: Chunks, state: State) -> jax.Array:
+        return chunks.choose(carry, state.step == 0, self.slots)
+
+    def _joints_and_noise(self, state: State, envs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rows = jax.tree.map(lambda x: x[envs], state)
+        joints = jax.vmap(self.env.task.observe)(rows).joint_pos
+        # from the environment's own key, so that its noise does not depend on who else is renewed
+        noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 2), self.source.noise_shape))(rows.key)
+        return joints, noise
+
+    # -- for reports -------------------------------------------------------------------------------------------------
+    def pictures(self, state: State) -> np.ndarray:
+        """What the model is shown of the first environments: uint8 [slots, camera, height, width, 3]."""
+        return np.asarray(self.look(state, jnp.arange(self.slots))[0])
+
+    def inference_stats(self) -> dict[str, float]:
+        """Passes so far, and the time of one: the median of five with the images of the last, waited for."""
+        if not self._in_use:
+            return {"passes": 0, "inferences": 0}
+        inputs, _ = self._in_use[-1]
+        seconds = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            jax.block_until_ready(jnp.asarray(self.source.chunk(*inputs)))
+            seconds.append(time.perf_counter() - begin)
+        latency = float(np.median(seconds))
+        return {
+            "passes": self.passes,
+            "inferences": self.passes * self.slots,
+            "latency_s_median": latency,
+            "inferences_per_s": self.slots / latency,
+        }
+
+
+def _begin(carry: Chunks, state: State) -> tuple[Chunks, jax.Array]:
+    """Buffers without the chunks of ended episodes, and how many environments have none."""
+    carry = chunks.drop(carry, state.step == 0)
+    return carry, jnp.sum(carry.used_up)
+
+
+def _sense(images: jax.Array, state: State, envs: jax.Array) -> jax.Array:
+    """Images after the sensor effects of environments `envs`."""
+    params = jax.tree.map(lambda x: x[envs], state.params)
+    return sense_all(images, params, jax.random.fold_in(state.key[envs[0]], 1))
+
+
+def _renderer(policy: ChunkedPolicy, env: PaperReturnEnv, slots: int) -> Renderer:
+    unknown = [name for name in policy.cameras if name not in env.scene.camera_names]
+    if unknown:
+        raise ConfigError(
+            f"{policy.name} wants camera {unknown[0]!r}; the scene has {', '.join(env.scene.camera_names)}. Say which "
+            f"of them it is, as in --camera-map {unknown[0]}=top, or add it with SceneConfig(extra_cameras=...)."
+        )
+    options = {"host_stepped": True} if policy.render_config.renderer == "warp" else {}
+    return make_renderer(policy.render_config, env.scene, slots, env.task.randomization, **options)

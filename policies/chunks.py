@@ -1,0 +1,71 @@
+"""Chunk buffers: each environment executes the first actions of its own chunk, and a fixed number is renewed per step.
+
+A model that gives chunks of many actions costs far more than physics, so a control step renews only
+`slots(num_envs, horizon)` chunks. Environments in a new episode come first, then those whose chunk is used up, then
+those with the oldest chunks. If more than `slots` environments wait, the host makes further passes in the same step:
+nobody ever executes an action of an earlier episode. The chunks of pass p last p actions less, so that a mass reset
+does not lead to a mass renewal `horizon` steps later.
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+SPARE = 1.15
+"""Slots over what steady execution needs: room for resets, and a fresher chunk where there are none."""
+
+
+@flax.struct.dataclass
+class Chunks:
+    """The chunk of each environment and how far it was executed."""
+
+    targets: jax.Array  # [env, length, 6] rad
+    position: jax.Array  # int32 [env], the next action
+    limit: jax.Array  # int32 [env], actions that may be executed; the chunk is used up at position == limit
+
+    @property
+    def used_up(self) -> jax.Array:
+        """bool [env], True where no action is left."""
+        return self.position >= self.limit
+
+
+def slots(num_envs: int, horizon: int) -> int:
+    """Chunks renewed in one pass when every chunk serves at most `horizon` control steps."""
+    return min(num_envs, math.ceil(SPARE * num_envs / horizon))
+
+
+def no_chunks(num_envs: int, length: int) -> Chunks:
+    """Buffers of `num_envs` environments, all used up."""
+    zero = jnp.zeros(num_envs, jnp.int32)
+    return Chunks(jnp.zeros((num_envs, length, 6)), zero, zero)
+
+
+def drop(chunks: Chunks, new_episode: jax.Array) -> Chunks:
+    """Forget the chunks of environments where `new_episode` [env] is True."""
+    return chunks.replace(limit=jnp.where(new_episode, 0, chunks.limit))
+
+
+def choose(chunks: Chunks, new_episode: jax.Array, count: int) -> jax.Array:
+    """int32 [count] environments to renew: new episodes first, then used-up chunks, then the oldest ones."""
+    length = chunks.targets.shape[1]
+    urgency = jnp.where(chunks.used_up, length + 1 + new_episode, chunks.position)
+    return jax.lax.top_k(urgency, count)[1].astype(jnp.int32)
+
+
+def store(chunks: Chunks, envs: jax.Array, targets: jax.Array, limit: jax.Array) -> Chunks:
+    """Give environments `envs` [n] new chunks [n, length, 6], of which they may execute `limit` actions."""
+    return Chunks(
+        targets=chunks.targets.at[envs].set(targets),
+        position=chunks.position.at[envs].set(0),
+        limit=chunks.limit.at[envs].set(limit),
+    )
+
+
+def execute(chunks: Chunks) -> tuple[Chunks, jax.Array]:
+    """Chunks one action further on, and that action of each environment [env, 6] (rad)."""
+    target = jnp.take_along_axis(chunks.targets, chunks.position[:, None, None], axis=1)[:, 0]
+    return chunks.replace(position=chunks.position + 1), target

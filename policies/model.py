@@ -1,0 +1,112 @@
+"""Settings of the base policies that run a model: `groot` from a checkpoint, `remote` from a server."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import TYPE_CHECKING
+
+from mjx_so101.errors import ConfigError, require_choice
+
+if TYPE_CHECKING:
+    from policies.chunked import ChunkSource
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """What `--base groot` and `--base remote` run, and how."""
+
+    checkpoint: str = ""
+    """groot: folder of a GR00T N1.5 checkpoint, or a Hugging Face repo id."""
+    url: str = ""
+    """remote: address of the inference service, such as tcp://127.0.0.1:5555."""
+    horizon: int = 16
+    """Actions of a chunk that an environment executes before it gets a new one."""
+    camera_map: tuple[str, ...] = ()
+    """Which of the scene's cameras the checkpoint's are, as KEY=CAMERA; default: what the keys tell."""
+    instruction: str = ""
+    """Task in words; default: the 'None' of the training data."""
+    instruction_form: str = "training"
+    """'training', or 'evaluation' as NVIDIA's evaluation writes the instruction."""
+    tokenizer: str = ""
+    """groot: folder with Qwen's vocab.json and merges.txt, for an instruction other than the known ones."""
+    embodiment: str = "new_embodiment"
+    """groot: name in metadata.json."""
+    joint_sign: tuple[float, ...] = (1.0,) * 6
+    """groot: training data = sign * simulation + offset, for each joint, gripper last."""
+    joint_offset: tuple[float, ...] = (0.0,) * 6
+    """rad, see joint_sign."""
+    denoising_steps: int = 0
+    """groot: fewer steps are faster; 0: the checkpoint's own number."""
+    dtype: str = "auto"
+    """groot: 'float32', 'bfloat16' or 'float16'; auto: bfloat16 on a GPU, else float32."""
+    fp8: bool = False
+    """groot: large linear layers in fp8 (Ada or Hopper GPU)."""
+    compile: bool = True
+    """groot: torch.compile on a GPU; the first pass takes a minute or two longer."""
+    micro_batch: int = 0
+    """groot: most environments that go through the model at once; 0: what fits into the free memory, at most 128."""
+    jax_memory: float = 0.35
+    """groot: share of the GPU that JAX takes; the rest is for torch and the renderer."""
+    base_renderer: str = "warp"
+    """Draws what the model sees: 'warp', or 'mujoco' (OpenGL, one by one)."""
+    timeout_s: float = 10.0
+    """remote: longest wait for one answer."""
+    retries: int = 2
+    """remote: further tries after a timeout."""
+
+    def __post_init__(self) -> None:
+        require_choice("dtype", self.dtype, DTYPES)
+        for name, least in (("horizon", 1), ("denoising_steps", 0), ("micro_batch", 0), ("retries", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if not 0 < self.jax_memory < 1:
+            raise ConfigError(f"jax_memory is {self.jax_memory}; give a share of the GPU between 0 and 1.")
+        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
+            raise ConfigError(f"timeout_s is {self.timeout_s}; it must be greater than 0 s.")
+        self.cameras()  # raises for an entry that is no KEY=CAMERA
+
+    def cameras(self) -> dict[str, str] | None:
+        """`camera_map` as a mapping, None if it is empty."""
+        wrong = [entry for entry in self.camera_map if entry.count("=") != 1 or "" in entry.split("=")]
+        if wrong:
+            raise ConfigError(f"camera_map holds {wrong[0]!r}; write KEY=CAMERA, such as image_cam_0=top.")
+        return dict(entry.split("=") for entry in self.camera_map) or None
+
+    def over(self, saved: ModelOptions) -> ModelOptions:
+        """`saved` with what is other than the default here."""
+        default = ModelOptions()
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return dataclasses.replace(saved, **{k: v for k, v in given.items() if v != getattr(default, k)})
+
+    def require(self, base: str) -> None:
+        """Raise ConfigError if base policy `base` needs something that is not given."""
+        if base == "groot" and not self.checkpoint:
+            raise ConfigError("base 'groot' needs --checkpoint: a folder in GR00T N1.5's layout, or a repo id.")
+        if base == "remote" and not self.url:
+            raise ConfigError("base 'remote' needs --url, such as --url tcp://127.0.0.1:5555.")
+
+    def load(self, base: str) -> ChunkSource:
+        """The model of base policy `base`. Raises ConfigError or CheckpointError for what it lacks or refuses."""
+        self.require(base)
+        return _load(base, self)
+
+
+@functools.lru_cache(maxsize=1)  # the gate, training and its evaluation share one
+def _load(base: str, options: ModelOptions) -> ChunkSource:
+    if base == "remote":
+        from policies.remote import RemotePolicy
+
+        text = {"instruction": options.instruction} if options.instruction else {}
+        return RemotePolicy(
+            options.url, timeout_s=options.timeout_s, retries=options.retries, cameras=options.cameras(), **text
+        )
+    from policies.groot import require_torch
+
+    require_torch()
+    from policies.groot.source import Gr00tSource
+
+    return Gr00tSource.load(options)

@@ -1,0 +1,120 @@
+"""Chunk buffers against a plain reference that goes through the environments one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from policies import chunks
+
+LENGTH = 16
+
+
+def target_of(env, born):
+    """Action i of the chunk that environment `env` got in step `born`: unlike any other."""
+    return 4096.0 * env + LENGTH * born + np.arange(LENGTH)
+
+
+def renew(buffers, new_episode, slots, horizon, born):
+    """What the host does in one control step; gives the buffers, how many passes, and who was renewed in which."""
+    buffers = chunks.drop(buffers, jnp.asarray(new_episode))
+    waiting = int(buffers.used_up.sum())
+    renewed = []
+    for i in range(max(1, -(-waiting // slots))):
+        envs = np.asarray(chunks.choose(buffers, jnp.asarray(new_episode), slots))
+        targets = np.stack([np.repeat(target_of(e, born)[:, None], 6, 1) for e in envs])
+        buffers = chunks.store(buffers, jnp.asarray(envs), jnp.asarray(targets), max(1, horizon - i))
+        renewed.append(envs)
+    return buffers, renewed
+
+
+def simulate(num_envs, horizon, resets):
+    """Run the buffers for the given resets bool [step, env]; checks each executed action; gives passes per step."""
+    slots = chunks.slots(num_envs, horizon)
+    buffers = chunks.no_chunks(num_envs, LENGTH)
+    born, executed, limit = np.full(num_envs, -1), np.zeros(num_envs, int), np.zeros(num_envs, int)
+    episode_start = np.zeros(num_envs, int)
+    passes = []
+    for step, new in enumerate(resets):
+        episode_start[new] = step
+        buffers, renewed = renew(buffers, new, slots, horizon, step)
+        for i, envs in enumerate(renewed):
+            assert len(set(envs)) == slots
+            born[envs], executed[envs], limit[envs] = step, 0, max(1, horizon - i)
+        buffers, target = chunks.execute(buffers)
+        for env in range(num_envs):
+            assert born[env] >= episode_start[env], "an action from before the reset"
+            assert executed[env] < limit[env] <= horizon
+            np.testing.assert_array_equal(target[env], target_of(env, born[env])[executed[env]])
+        executed += 1
+        passes.append(len(renewed))
+    return np.array(passes)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_never_an_action_from_before_the_reset_whatever_the_resets(seed):
+    random = np.random.default_rng(seed)
+    num_envs, horizon = int(random.integers(1, 40)), int(random.integers(1, LENGTH + 1))
+    resets = random.random((50, num_envs)) < random.choice([0.0, 0.02, 0.3, 1.0])
+    resets |= (random.random(50) < 0.1)[:, None]  # mass resets among them
+    simulate(num_envs, horizon, resets)
+
+
+def test_in_steady_state_one_pass_a_step_is_enough():
+    random = np.random.default_rng(0)
+    resets = random.random((100, 320)) < 1 / 200
+    passes = simulate(320, 16, resets)
+    assert passes[0] == -(-320 // 23)  # all start empty
+    assert (passes[1:] == 1).mean() > 0.9 and passes[1:].max() <= 2  # more only where many resets meet
+
+
+def test_a_mass_reset_costs_one_step_and_is_not_repeated_a_horizon_later():
+    resets = np.zeros((80, 160), bool)
+    resets[30] = True
+    passes = simulate(160, 16, resets)
+    assert passes[30] > 5
+    assert (np.delete(passes, [0, 30]) == 1).all()
+
+
+def test_phases_are_spread_after_a_common_start():
+    num_envs, horizon = 160, 16
+    slots = chunks.slots(num_envs, horizon)
+    buffers, renewed = renew(chunks.no_chunks(num_envs, LENGTH), np.ones(num_envs, bool), slots, horizon, 0)
+    limits = np.asarray(buffers.limit)
+    assert limits.min() >= 1 and limits.max() == horizon
+    assert np.bincount(limits).max() <= slots  # no step has more to renew than one pass takes
+    assert len(renewed) == -(-num_envs // slots)
+
+
+def test_new_episodes_go_before_used_up_chunks_and_these_before_old_ones():
+    buffers = chunks.Chunks(
+        targets=jnp.zeros((5, LENGTH, 6)), position=jnp.array([3, 16, 9, 0, 12]), limit=jnp.array([16, 16, 16, 0, 16])
+    )
+    new = jnp.array([False, False, False, True, False])
+    assert chunks.choose(buffers, new, 5).tolist() == [3, 1, 4, 2, 0]
+
+
+def test_nobody_executes_more_than_the_horizon():
+    buffers = chunks.no_chunks(6, LENGTH)
+    longest = 0
+    for step in range(40):
+        buffers, _ = renew(buffers, np.zeros(6, bool), 1, 4, step)
+        buffers, _ = chunks.execute(buffers)
+        longest = max(longest, int(buffers.position.max()))
+    assert longest == 4
+
+
+@pytest.mark.parametrize(("num_envs", "horizon", "expected"), [(2048, 16, 148), (1, 16, 1), (10, 1, 10), (100, 8, 15)])
+def test_slots(num_envs, horizon, expected):
+    assert chunks.slots(num_envs, horizon) == expected
+
+
+def test_execute_inside_jit_gives_the_next_action():
+    buffers = chunks.store(
+        chunks.no_chunks(2, LENGTH), jnp.array([1, 0]), jnp.arange(2 * LENGTH * 6.0).reshape(2, LENGTH, 6), 16
+    )
+    step = jax.jit(chunks.execute)
+    buffers, first = step(buffers)
+    buffers, second = step(buffers)
+    np.testing.assert_array_equal(first[1], np.arange(6.0))
+    np.testing.assert_array_equal(second[1], np.arange(6.0) + 6)

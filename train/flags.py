@@ -1,0 +1,56 @@
+"""Flags of `so101 eval` and `so101 play`. Apart from train.cli, which must import nothing that imports JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+from policies.model import ModelOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalFlags:
+    """Flags of `so101 eval`."""
+
+    run: Path | None = None
+    """Run folder whose best checkpoint is evaluated."""
+    base: str | None = None
+    """Base policy to evaluate alone, instead of a run."""
+    episodes: int = 512
+    seed: int = 0
+    tolerance_mm: tuple[float, ...] = (5.0, 10.0, 20.0)
+    """Success tolerances in mm."""
+    randomization: str | None = None
+    """Preset or file; default is the run's own, or plain."""
+    physics: str | None = None
+    """Backend; default is the run's own, or auto."""
+    sheet_friction: str | None = None
+    """'dry' or 'viscous'; default is the run's own, or dry."""
+    action: str = "mean"
+    """'mean' or 'sample'."""
+    num_envs: int = 512
+    """Episodes simulated at once."""
+    model: tyro.conf.OmitArgPrefixes[ModelOptions] = dataclasses.field(default_factory=ModelOptions)
+    json: str | None = None
+    """File for the JSON, or - for standard output."""
+    video: Path | None = None
+    """Folder for grid.mp4 and episode.mp4."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlayFlags:
+    """Flags of `so101 play`."""
+
+    run: Path | None = None
+    """Run folder whose best checkpoint plays."""
+    base: str | None = None
+    """Base policy to watch alone; default oracle if no run is given."""
+    randomization: str | None = None
+    physics: str | None = None
+    sheet_friction: str | None = None
+    seed: int = 0
+    model: tyro.conf.OmitArgPrefixes[ModelOptions] = dataclasses.field(default_factory=ModelOptions)
+    out: Path = Path("play")
+    """Folder for the video where there is no display."""
