@@ -91,7 +91,7 @@ class ChunkedPolicy:
         bound.renderer = _renderer(self, env, bound.slots)
         bound._senses = sensor_varies(env.task.randomization)
         bound._in_use = []
-        bound._begin, bound._store = jax.jit(_begin), jax.jit(chunks.store)
+        bound._begin, bound._store = jax.jit(_begin), jax.jit(bound._store_pass)
         bound._choose, bound._feel = jax.jit(bound._choose_envs), jax.jit(bound._joints_and_noise)
         bound._sense = jax.jit(_sense)
         bound._draw = jax.jit(bound.renderer.render) if bound.renderer.jittable else bound.renderer.render
@@ -130,7 +130,7 @@ class ChunkedPolicy:
             targets = jnp.asarray(self.source.chunk(*inputs))
             # JAX and torch would both reuse the memory of arrays that only the other still reads
             self._in_use.append((inputs, targets))
-            carry = self._store(carry, envs, targets, max(1, self.executed - i))
+            carry = self._store(carry, envs, targets, waiting, i)
         self.passes += passes
         return carry
 
@@ -143,6 +143,11 @@ class ChunkedPolicy:
 
     def _choose_envs(self, carry: Chunks, state: State) -> jax.Array:
         return chunks.choose(carry, state.step == 0, self.slots)
+
+    def _store_pass(self, carry: Chunks, envs: jax.Array, targets: jax.Array, waiting: jax.Array, i: jax.Array) -> Chunks:
+        rank = i * self.slots + jnp.arange(self.slots)
+        limits = chunks.first_limits(rank, waiting, len(carry.limit), self.executed)
+        return chunks.store(carry, envs, targets, limits)
 
     def _joints_and_noise(self, state: State, envs: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows = jax.tree.map(lambda x: x[envs], state)

@@ -3,8 +3,8 @@
 A model that gives chunks of many actions costs far more than physics, so a control step renews only
 `slots(num_envs, horizon)` chunks. Environments in a new episode come first, then those whose chunk is used up, then
 those with the oldest chunks. If more than `slots` environments wait, the host makes further passes in the same step:
-nobody ever executes an action of an earlier episode. The chunks of pass p last p actions less, so that a mass reset
-does not lead to a mass renewal `horizon` steps later.
+nobody ever executes an action of an earlier episode. So that a mass reset does not lead to a mass renewal `horizon`
+steps later, only as many of its chunks as fall due in a step of steady execution last equally long (`first_limits`).
 """
 
 from __future__ import annotations
@@ -54,6 +54,16 @@ def choose(chunks: Chunks, new_episode: jax.Array, count: int) -> jax.Array:
     length = chunks.targets.shape[1]
     urgency = jnp.where(chunks.used_up, length + 1 + new_episode, chunks.position)
     return jax.lax.top_k(urgency, count)[1].astype(jnp.int32)
+
+
+def first_limits(rank: jax.Array, waiting: jax.Array, num_envs: int, horizon: int) -> jax.Array:
+    """int32 [n] actions that the chunks at places `rank` [n] of the queue may execute; `waiting` of it had none.
+
+    Each `num_envs / horizon` places further back one action less: after a mass reset `horizon`, `horizon` - 1, .. 1,
+    the same number of each. Chunks renewed early run their full length.
+    """
+    shorter = rank // math.ceil(num_envs / horizon)
+    return jnp.where(rank < waiting, horizon - shorter, horizon).astype(jnp.int32)
 
 
 def store(chunks: Chunks, envs: jax.Array, targets: jax.Array, limit: jax.Array) -> Chunks:

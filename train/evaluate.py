@@ -13,6 +13,7 @@ import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError
+from mjx_so101.task import State
 from policies.base import BasePolicy
 from policies.residual import Learner, Residual
 from train.rollout import MEAN, Roller
@@ -104,7 +105,7 @@ class Evaluator:
             keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.PRNGKey(seed), i))(index)
             carry = self._roller.start(jax.random.fold_in(jax.random.PRNGKey(seed), first), keys)
             carry, kept = self._roller.roll(learner, carry, env.task.config.episode_steps)
-            parts.append(jax.tree.map(np.asarray, (_final(env, carry.state), kept)))
+            parts.append(jax.tree.map(np.asarray, (final_state(env, carry.state), kept)))
         final = jax.tree.map(lambda *x: np.concatenate(x)[:episodes], *[p[0] for p in parts])
         kept = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :episodes], *[p[1] for p in parts])
         return Episodes(
@@ -119,7 +120,8 @@ class Evaluator:
         )
 
 
-def _final(env: PaperReturnEnv, state) -> dict[str, jax.Array]:
+def final_state(env: PaperReturnEnv, state: State) -> dict[str, jax.Array]:
+    """What `Episodes` keeps of the last state of a batch, each [env, ...]."""
     geometry, sheet = env.task.geometry, state.physics.qpos[:, 6:]
     return {
         "succeeded": state.succeeded[:, 1:],

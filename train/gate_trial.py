@@ -15,7 +15,7 @@ from mjx_so101.errors import ConfigError, HealthError
 from mjx_so101.scene import JOINTS
 from mjx_so101.task import State
 from policies.base import BasePolicy
-from train.evaluate import Episodes, _final
+from train.evaluate import Episodes, final_state
 from train.policy import Policy
 from train.rollout import BASE, Roller
 
@@ -53,7 +53,7 @@ class Trial:
             key = jax.random.fold_in(jax.random.PRNGKey(self._seed), self.count)
             carry = self._roller.start(key, self._keys(self.count))
             carry, kept = self._roller.roll(self._learner, carry, self.env.task.config.episode_steps)
-            final, kept = jax.tree.map(np.asarray, (_final(self.env, carry.state), kept))
+            final, kept = jax.tree.map(np.asarray, (final_state(self.env, carry.state), kept))
             self._seconds.append(time.perf_counter() - begin)
             self._check_targets(kept["target"][:, :fresh])
             self._final.append(jax.tree.map(lambda x, n=fresh: x[:n], final))

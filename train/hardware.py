@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 
 CACHE_FOLDERS = {"JAX_COMPILATION_CACHE_DIR": "jax", "WARP_CACHE_PATH": "warp"}
-JAX_MEMORY = 0.35
+JAX_MEMORY = 0.2
 """Share of a GPU that JAX takes beside a model in torch."""
 DRIVER_HINT = "Install an NVIDIA driver of version 525 or newer (CUDA 12); 580 or newer is best (CUDA 13)."
 

@@ -93,6 +93,8 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     loose = sorted(p.name for p in folder.glob("*.safetensors"))
+    if loose and all(name.startswith("adapter") for name in loose):
+        raise ConfigError(f"{folder} holds a LoRA adapter ({loose[0]}) alone; merge it into the model and save that.")
     if loose:
         raise CheckpointError(f"{folder} holds {', '.join(loose[:4])} but no {INDEX}: copy the index too.")
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)

@@ -56,6 +56,8 @@ def make_checkpoint(
     if not 1 <= cameras <= MOST_CAMERAS:
         raise ConfigError(f"cameras is {cameras}; 1 to {MOST_CAMERAS} are supported.")
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; give a new folder.")

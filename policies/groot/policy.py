@@ -22,7 +22,14 @@ from policies.groot.accelerate import (
     largest_micro_batch,
     use_float8,
 )
-from policies.groot.config import EMBODIMENT_IDS, NUM_JOINTS, ModelConfig, TextConfig, VisionConfig
+from policies.groot.config import (
+    EMBODIMENT_IDS,
+    LARGEST_ANGLE,
+    NUM_JOINTS,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+)
 from policies.groot.loader import METADATA, TensorFiles, Weights, read_config, read_json, resolve_folder, weight_files
 from policies.groot.model import Gr00tN15
 from policies.groot.processor import JointMap, Metadata, Scaler, prepare_images
@@ -37,8 +44,6 @@ ATTENTION = [
 ]
 """Attention kernels in the order of their speed on an H100; torch takes the first that works where it runs."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LARGEST_ANGLE = 10.0
-"""No joint of the arm reaches this many radians; angles in degrees do."""
 
 
 @dataclass

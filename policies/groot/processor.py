@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mjx_so101.errors import ConfigError
-from policies.groot.config import EMBODIMENT_IDS, NUM_JOINTS
+from policies.groot.config import EMBODIMENT_IDS, LARGEST_ANGLE, NUM_JOINTS
 
 CROP_SHARE = 0.95
 SPLIT_LAYOUT = ("single_arm", "gripper")
@@ -102,6 +102,7 @@ class Metadata:
         if embodiment not in EMBODIMENT_IDS:
             raise ConfigError(f"embodiment is {embodiment!r}; known are {', '.join(map(repr, EMBODIMENT_IDS))}.")
         entry = document[embodiment]
+        _require_absolute(entry, embodiment)
         statistics = _object(entry, "statistics", embodiment)
         video = _object(_object(entry, "modalities", embodiment), "video", f"{embodiment}.modalities")
         return cls(
@@ -110,6 +111,18 @@ class Metadata:
             action=_read_range(statistics, "action", embodiment),
             cameras=tuple(video),
         )
+
+
+def _require_absolute(entry: Any, embodiment: str) -> None:
+    """Raise ConfigError if the file says that the actions are changes instead of targets."""
+    modalities = entry.get("modalities") if isinstance(entry, Mapping) else None
+    actions = modalities.get("action") if isinstance(modalities, Mapping) else None
+    for name, action in actions.items() if isinstance(actions, Mapping) else ():
+        if isinstance(action, Mapping) and action.get("absolute") is False:
+            raise ConfigError(
+                f"metadata.json: {embodiment}.modalities.action.{name} is not absolute; only absolute joint targets "
+                "are supported: retrain the checkpoint on them."
+            )
 
 
 def _object(parent: Any, key: str, path: str) -> Mapping[str, Any]:
@@ -131,6 +144,12 @@ def _read_range(statistics: Mapping[str, Any], modality: str, embodiment: str) -
         raise ConfigError(f"metadata.json: {path} has {len(low)} min and {len(high)} max; {NUM_JOINTS} are needed.")
     if keys == SPLIT_LAYOUT and len(groups["single_arm"]["min"]) != NUM_JOINTS - 1:
         raise ConfigError(f"metadata.json: {path}.single_arm must have {NUM_JOINTS - 1} joints and gripper one.")
+    largest = max(map(abs, low + high))
+    if largest > LARGEST_ANGLE:
+        raise ConfigError(
+            f"metadata.json: {path} reaches {largest:g}, so its joints are not in radians; retrain the checkpoint on "
+            "data in radians, or convert the statistics of state and action."
+        )
     wrong = [joint for joint, (a, b) in enumerate(zip(low, high, strict=True)) if a > b]
     if wrong:
         raise ConfigError(f"metadata.json: {path} has min above max for joint {wrong[0]}.")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from policies.groot.config import VisionConfig
-from policies.groot.layers import FeedForward, SelfAttention, constant, layer_norm, linear
+from policies.groot.layers import FeedForward, SelfAttention, constant, layer_norm, linear, linear_of
 from policies.groot.layout import CONNECTOR, VISION
 from policies.groot.loader import Weights
 
@@ -36,18 +35,23 @@ class Vision(nn.Module):
         super().__init__()
         tower = weights.at(VISION)
         self.patch_size = config.patch_size
-        self.patch_weight = constant(tower.tensor("embeddings.patch_embedding.weight"))
-        self.patch_bias = constant(tower.tensor("embeddings.patch_embedding.bias"))
+        weight = tower.tensor("embeddings.patch_embedding.weight")
+        self.patch = linear_of(weight.flatten(1), tower.tensor("embeddings.patch_embedding.bias"))
         self.positions = constant(tower.tensor("embeddings.position_embedding.weight"))
         layers = range(config.num_hidden_layers)
         self.layers = nn.ModuleList(VisionLayer(tower.at(f"encoder.layers.{i}."), config) for i in layers)
         self.last_norm = layer_norm(tower, "post_layernorm", config.layer_norm_eps)
         self.connector = linear(weights, CONNECTOR)
 
+    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[image, 3, size, size] -> [image, patch, 3 * patch_size^2], channels first as the weights have them."""
+        size = self.patch_size
+        x = pixels.unflatten(3, (-1, size)).unflatten(2, (-1, size))  # [image, 3, row, y, column, x]
+        return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """[image, 3, size, size] normalised pixels -> [image, tokens, language width]."""
-        patches = F.conv2d(pixels, self.patch_weight, self.patch_bias, stride=self.patch_size)
-        x = patches.flatten(2).transpose(1, 2) + self.positions
+        x = self.patch(self.patches(pixels)) + self.positions
         for layer in self.layers:
             x = layer(x)
         return self.connector(self.last_norm(x))

@@ -9,9 +9,9 @@ import numpy as np
 
 from mjx_so101.errors import ConfigError, RemoteError
 from policies.cameras import match_cameras
-from policies.groot.config import NUM_JOINTS
+from policies.groot.config import LARGEST_ANGLE, NUM_JOINTS
 from policies.remote.connection import Connection
-from policies.remote.layout import LARGEST_ANGLE, Layout
+from policies.remote.layout import Layout
 
 DEFAULT_INSTRUCTION = "None"
 """The only task string of the data that phospho-app/gr00t-paper_return-7w9itxzsox was trained on."""

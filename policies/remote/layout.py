@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from policies.groot.config import NUM_JOINTS
+from policies.groot.config import LARGEST_ANGLE, NUM_JOINTS
 
 SPLIT_LAYOUT = {"single_arm": slice(0, NUM_JOINTS - 1), "gripper": slice(NUM_JOINTS - 1, NUM_JOINTS)}
-LARGEST_ANGLE = 10.0
-"""No joint of the arm reaches this many radians; angles in degrees do."""
 
 
 @dataclass(frozen=True)

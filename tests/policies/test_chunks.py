@@ -23,8 +23,9 @@ def renew(buffers, new_episode, slots, horizon, born):
     for i in range(max(1, -(-waiting // slots))):
         envs = np.asarray(chunks.choose(buffers, jnp.asarray(new_episode), slots))
         targets = np.stack([np.repeat(target_of(e, born)[:, None], 6, 1) for e in envs])
-        buffers = chunks.store(buffers, jnp.asarray(envs), jnp.asarray(targets), max(1, horizon - i))
-        renewed.append(envs)
+        limits = chunks.first_limits(i * slots + jnp.arange(slots), waiting, len(new_episode), horizon)
+        buffers = chunks.store(buffers, jnp.asarray(envs), jnp.asarray(targets), limits)
+        renewed.append((envs, np.asarray(limits)))
     return buffers, renewed
 
 
@@ -38,13 +39,13 @@ def simulate(num_envs, horizon, resets):
     for step, new in enumerate(resets):
         episode_start[new] = step
         buffers, renewed = renew(buffers, new, slots, horizon, step)
-        for i, envs in enumerate(renewed):
+        for envs, limits in renewed:
             assert len(set(envs)) == slots
-            born[envs], executed[envs], limit[envs] = step, 0, max(1, horizon - i)
+            born[envs], executed[envs], limit[envs] = step, 0, limits
         buffers, target = chunks.execute(buffers)
         for env in range(num_envs):
             assert born[env] >= episode_start[env], "an action from before the reset"
-            assert executed[env] < limit[env] <= horizon
+            assert executed[env] < limit[env] <= horizon and limit[env] >= 1
             np.testing.assert_array_equal(target[env], target_of(env, born[env])[executed[env]])
         executed += 1
         passes.append(len(renewed))
@@ -81,9 +82,17 @@ def test_phases_are_spread_after_a_common_start():
     slots = chunks.slots(num_envs, horizon)
     buffers, renewed = renew(chunks.no_chunks(num_envs, LENGTH), np.ones(num_envs, bool), slots, horizon, 0)
     limits = np.asarray(buffers.limit)
-    assert limits.min() >= 1 and limits.max() == horizon
-    assert np.bincount(limits).max() <= slots  # no step has more to renew than one pass takes
+    assert np.bincount(limits)[1:].tolist() == [num_envs // horizon] * horizon
     assert len(renewed) == -(-num_envs // slots)
+
+
+def test_a_few_more_than_the_slots_are_hardly_shortened():
+    num_envs, horizon = 160, 16
+    buffers = chunks.no_chunks(num_envs, LENGTH).replace(limit=jnp.where(jnp.arange(num_envs) < 14, 0, horizon))
+    buffers, renewed = renew(buffers, np.zeros(num_envs, bool), chunks.slots(num_envs, horizon), horizon, 0)
+    assert len(renewed) == 2
+    limits = np.asarray(buffers.limit)[:14]
+    assert sorted(limits, reverse=True) == [horizon] * 10 + [horizon - 1] * 4
 
 
 def test_new_episodes_go_before_used_up_chunks_and_these_before_old_ones():
