@@ -22,6 +22,8 @@ train: venv
 	.venv/bin/so101 train $(ARGS)
 
 test: venv
+	@if [ ! -e .venv/.tests ] || [ pyproject.toml -nt .venv/.tests ]; then \
+		$(PIP) install --editable ".[test]" && touch .venv/.tests; fi
 	$(VENV_PYTHON) -m pytest $(ARGS)
 
 lint: venv

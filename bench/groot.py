@@ -1,4 +1,4 @@
-"""Throughput with GR00T as the base policy: inferences/s, the whole control loop, what drawing less wins, fp8, training.
+"""Throughput with GR00T as the base policy: inferences/s, the control loop, what drawing less wins, fp8, training.
 
     python -m bench.groot --prefix h100 --out bench/results/h100_groot.json
 
@@ -71,6 +71,8 @@ class GrootBenchConfig:
     unroll: int = 8
     """Control steps of a PPO iteration."""
     phases: tuple[str, ...] = PHASES
+    profile: Path | None = None
+    """Text file for the time of each kernel in one pass of the inference phase."""
     out: Path = Path("groot.json")
 
     def __post_init__(self) -> None:
@@ -140,6 +142,18 @@ def measure_inference(policy: Gr00tPolicy, batch: int, repeats: int = 10) -> dic
     }
 
 
+def write_profile(policy: Gr00tPolicy, batch: int, path: Path) -> None:
+    """Write the time of each kernel of one pass, the longest first."""
+    inputs = random_inputs(policy, batch)
+    with torch.profiler.profile() as profile:
+        policy.chunk(*inputs)
+        synchronize()
+    column = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(profile.key_averages().table(sort_by=column, row_limit=60, max_name_column_width=100))
+    print(f"written: {path}")
+
+
 def measure_fp8(options: ModelOptions, reference: Gr00tPolicy, batch: int) -> dict[str, Any]:
     """Inferences/s in fp8, and how far its targets are from those of `reference` on the same inputs and noise."""
     policy = Gr00tSource.load(dataclasses.replace(options, fp8=True)).policy
@@ -201,7 +215,7 @@ class Timed:
 class Instant:
     """A model that answers at once: the joint angles it was given."""
 
-    name, noise_shape, training_range = "instant", (16, 32), None
+    name, noise_shape, training_range, note = "instant", (16, 32), None, ""
 
     def __init__(self, source: Gr00tSource):
         self.cameras, self.horizon = source.cameras, source.horizon
@@ -371,6 +385,8 @@ def run(config: GrootBenchConfig, options: ModelOptions) -> None:
             figures.append(("groot_torch_peak_gib", max(row["torch_peak_gib"] for row in rows), "GiB"))
         keep("inference", rows, *figures)
         source.policy.micro_batch = config.micro_batch[0]
+        if config.profile:
+            write_profile(source.policy, config.micro_batch[0], config.profile)
         details["exchange"] = measure_exchange(source, config.micro_batch[0])
     if "loop" in config.phases:
         row = measure_loop(config, source)

@@ -26,6 +26,8 @@ class BasePolicy(Protocol):
     """False if its model runs outside jit: the host then calls `refill` before each control step."""
     num_features: int
     """Length of what `features` gives for one environment."""
+    note: str
+    """What a reader of any result must know of it, or nothing."""
 
     def for_env(self, env: PaperReturnEnv) -> BasePolicy:
         """The same policy, ready for the environments of `env`."""
@@ -56,6 +58,7 @@ class ScriptedPolicy:
     horizon = 1
     jittable = True
     num_features = 0
+    note = ""
 
     def __init__(self, kinematics: ArmKinematics, geometry: SheetGeometry):
         self.kinematics = kinematics

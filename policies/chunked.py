@@ -40,6 +40,8 @@ class ChunkSource(Protocol):
     """Shape of one environment's starting noise."""
     training_range: tuple[np.ndarray, np.ndarray] | None
     """Lowest and highest target [6] (rad) in its training data, where it tells."""
+    note: str
+    """What a reader of any result must know, or nothing."""
 
     def chunk(self, images: jax.Array, state: jax.Array, noise: jax.Array) -> jax.Array:
         """float32 [n, horizon, 6] (rad) of uint8 images [n, camera, height, width, 3], joint angles [n, 6] (rad) and
@@ -69,7 +71,8 @@ class ChunkedPolicy:
         """
         if not 1 <= executed <= source.horizon:
             raise ConfigError(
-                f"horizon is {executed}; a chunk of this model has {source.horizon} actions: give 1 to {source.horizon}."
+                f"horizon is {executed}; a chunk of this model has {source.horizon} actions: give 1 to "
+                f"{source.horizon}."
             )
         if renderer not in RENDERERS:
             raise ConfigError(
@@ -77,7 +80,7 @@ class ChunkedPolicy:
                 "environments whose chunk is due."
             )
         self.name, self.cameras, self.training_range = source.name, source.cameras, source.training_range
-        self.source, self.executed = source, executed
+        self.source, self.executed, self.note = source, executed, source.note
         self.render_config = dataclasses.replace(PRESETS["gr00t"], renderer=renderer, cameras=source.cameras)
         self.env: PaperReturnEnv | None = None
         self.passes = 0
@@ -144,7 +147,9 @@ class ChunkedPolicy:
     def _choose_envs(self, carry: Chunks, state: State) -> jax.Array:
         return chunks.choose(carry, state.step == 0, self.slots)
 
-    def _store_pass(self, carry: Chunks, envs: jax.Array, targets: jax.Array, waiting: jax.Array, i: jax.Array) -> Chunks:
+    def _store_pass(
+        self, carry: Chunks, envs: jax.Array, targets: jax.Array, waiting: jax.Array, i: jax.Array
+    ) -> Chunks:
         rank = i * self.slots + jnp.arange(self.slots)
         limits = chunks.first_limits(rank, waiting, len(carry.limit), self.executed)
         return chunks.store(carry, envs, targets, limits)

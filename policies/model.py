@@ -8,6 +8,7 @@ import math
 from typing import TYPE_CHECKING
 
 from mjx_so101.errors import ConfigError, require_choice
+from policies.joints import JointMap
 
 if TYPE_CHECKING:
     from policies.chunked import ChunkSource
@@ -36,7 +37,7 @@ class ModelOptions:
     embodiment: str = "new_embodiment"
     """groot: name in metadata.json."""
     joint_sign: tuple[float, ...] = (1.0,) * 6
-    """groot: training data = sign * simulation + offset, for each joint, gripper last."""
+    """Training data = sign * simulation + offset, for each joint, gripper last."""
     joint_offset: tuple[float, ...] = (0.0,) * 6
     """rad, see joint_sign."""
     denoising_steps: int = 0
@@ -102,7 +103,12 @@ def _load(base: str, options: ModelOptions) -> ChunkSource:
 
         text = {"instruction": options.instruction} if options.instruction else {}
         return RemotePolicy(
-            options.url, timeout_s=options.timeout_s, retries=options.retries, cameras=options.cameras(), **text
+            options.url,
+            timeout_s=options.timeout_s,
+            retries=options.retries,
+            cameras=options.cameras(),
+            joint_map=JointMap(options.joint_sign, options.joint_offset),
+            **text,
         )
     from policies.groot import require_torch
 

@@ -180,6 +180,7 @@ def run_gate(policy: Policy, settings: GateSettings, out: Path) -> GateResult:
     report = {
         **provenance(),
         "base": policy.base.name,
+        "note": policy.base.note,
         "model": trial.model(),
         "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
         "environment": trial.env.describe(),

@@ -199,6 +199,7 @@ def markdown(report: dict[str, Any]) -> str:
     v, results, env = report["verdict"], report["results"], report["environment"]
     parts = [
         f"# Gate of {report['base']}: {v['text']}",
+        *([f"**{report['note']}**"] if report["note"] else []),
         f"The frozen base policy alone (alpha 0) solved **{v['rate']:.1%}** of {v['episodes']} episodes within "
         f"{v['tolerance_mm']:g} mm (95 % Wilson interval {v['low']:.1%} to {v['high']:.1%}). Below 5 % is STOP, above "
         f"20 % PROCEED, CAUTION from one to the other. Suggested `--alpha {v['suggested_alpha']}`.",

@@ -167,6 +167,7 @@ def write_report(trainer, learner: Learner, finished: bool) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory(),
         "evaluations": trainer.evaluations,
         "results": results,
+        "note": trainer.base.note,
         "videos": [],
     }
     _write(report, out)
@@ -219,6 +220,7 @@ def _markdown(report: dict[str, Any]) -> str:
         f"({spent['compile']:.0f} s) and evaluation ({spent['evaluation']:.0f} s)"
         + (f". {report['ended']}" if report["finished"] else "; stopped early by a signal."),
         "",
+        *([f"**{report['note']}**", ""] if report["note"] else []),
         f"{config['report_episodes']} episodes of 400 steps, none of them used to choose the checkpoint; "
         "95 % Wilson intervals. *noise* is the base policy plus white noise as large as the mean residual.",
         "",

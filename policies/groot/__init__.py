@@ -1,6 +1,6 @@
 """NVIDIA's GR00T N1.5 as a frozen base policy, in plain torch.
 
-Nothing here imports torch until `Gr00tPolicy` or another name is asked for.
+Nothing here imports torch until `Gr00tPolicy` is asked for.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from mjx_so101.errors import ConfigError
+from policies.joints import JointMap
 
 if TYPE_CHECKING:
     from policies.groot.policy import Gr00tPolicy
-    from policies.groot.processor import JointMap
 
 __all__ = ["Gr00tPolicy", "JointMap", "require_torch"]
-
-_HOMES = {"Gr00tPolicy": "policy", "JointMap": "processor"}
 
 
 def require_torch() -> None:
@@ -29,7 +27,7 @@ def require_torch() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name != "Gr00tPolicy":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     require_torch()
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return importlib.import_module(f"{__name__}.policy").Gr00tPolicy

@@ -13,6 +13,8 @@ MODEL_TYPE = "gr00t_n1_5"
 
 LARGEST_ANGLE = 10.0
 """No joint of the arm reaches this many radians; angles in degrees do."""
+RANDOM = "random_weights"
+"""Mark in config.json of a checkpoint that `make_checkpoint` wrote."""
 EMBODIMENT_IDS = {"new_embodiment": 31, "oxe_droid": 17, "agibot_genie1": 26, "gr1": 24}
 """Row of the per-embodiment coders for each name in metadata.json (Isaac-GR00T 1.1.0)."""
 

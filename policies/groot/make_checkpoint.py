@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from mjx_so101.errors import ConfigError, require_choice
-from policies.groot.config import MODEL_TYPE, ModelConfig, TextConfig, VisionConfig
+from policies.groot.config import MODEL_TYPE, RANDOM, ModelConfig, TextConfig, VisionConfig
 from policies.groot.layout import EMBEDDING, HEAD, Shapes, embedding_shapes, required_shapes, unused_shapes
 from policies.groot.loader import INDEX, METADATA, SINGLE
 from policies.groot.prompt import MOST_CAMERAS
@@ -61,7 +61,7 @@ def make_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; give a new folder.")
-    document = _config(size)
+    document = {**_config(size), RANDOM: True}
     config = ModelConfig.from_json(document)
     shapes = {**required_shapes(config), **unused_shapes(config), EMBEDDING: embedding_shapes(config)[EMBEDDING]}
     _write_tensors(folder, shapes, seed, mixed=size == "tiny", shard_bytes=shard_bytes)

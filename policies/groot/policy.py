@@ -26,15 +26,17 @@ from policies.groot.config import (
     EMBODIMENT_IDS,
     LARGEST_ANGLE,
     NUM_JOINTS,
+    RANDOM,
     ModelConfig,
     TextConfig,
     VisionConfig,
 )
 from policies.groot.loader import METADATA, TensorFiles, Weights, read_config, read_json, resolve_folder, weight_files
 from policies.groot.model import Gr00tN15
-from policies.groot.processor import JointMap, Metadata, Scaler, prepare_images
+from policies.groot.processor import Metadata, Scaler, prepare_images
 from policies.groot.prompt import FORMS, Prompt, build_prompt, instruction_ids
 from policies.groot.tokenizer import encode_instruction
+from policies.joints import JointMap
 
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
@@ -63,6 +65,8 @@ class Gr00tPolicy:
     """Most environments that go through the model at once; None: all of them."""
     compiled: bool = False
     """Whether batches of a useful size run through torch.compile."""
+    random_weights: bool = False
+    """Whether `make_checkpoint` wrote the weights: the actions mean nothing."""
 
     def __post_init__(self) -> None:
         """Put the statistics on the device."""
@@ -124,7 +128,8 @@ class Gr00tPolicy:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} is {value!r}; give a whole number above 0, or None.")
         folder = resolve_folder(path)
-        config = ModelConfig.from_json(read_config(folder), vision_config, text_config)
+        document = read_config(folder)
+        config = ModelConfig.from_json(document, vision_config, text_config)
         metadata = Metadata.from_json(read_json(folder / METADATA), embodiment)
         views = match_cameras(metadata.cameras, cameras)
         prompt = _prompt(config, len(views), instruction, instruction_ids, instruction_form, tokenizer)
@@ -140,8 +145,9 @@ class Gr00tPolicy:
             if fp8:
                 use_float8(model, device, dtype)
         policy = cls(
-            model, config, metadata, prompt, views, joint_map or JointMap(), device, dtype, micro_batch, compile
-        )
+            model, config, metadata, prompt, views, joint_map or JointMap(), device, dtype, micro_batch, compile,
+            random_weights=bool(document.get(RANDOM)),
+        )  # fmt: skip
         if micro_batch is None and device.type == "cuda":
             policy.micro_batch = largest_micro_batch(free_memory(device), policy.bytes_per_sample)
         return policy

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from mjx_so101.errors import ConfigError
 from policies.groot.config import EMBODIMENT_IDS, LARGEST_ANGLE, NUM_JOINTS
+from policies.joints import JointMap
 
 CROP_SHARE = 0.95
 SPLIT_LAYOUT = ("single_arm", "gripper")
@@ -32,24 +33,6 @@ def prepare_images(images: torch.Tensor, size: int) -> torch.Tensor:
     x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     x = (x * 255).floor().clamp(0, 255)
     return ((x / 255 - 0.5) / 0.5).unflatten(0, (batch, cameras))
-
-
-@dataclass(frozen=True)
-class JointMap:
-    """How the simulation's joint angles become those of the training data: data = sign * simulation + offset.
-
-    Another calibration of the same arm (so-100, phosphobot) puts zero elsewhere or turns a joint the other way.
-    """
-
-    sign: tuple[float, ...] = (1.0,) * NUM_JOINTS
-    offset: tuple[float, ...] = (0.0,) * NUM_JOINTS
-
-    def __post_init__(self) -> None:
-        """Refuse signs other than 1 and -1, and offsets that are not finite."""
-        if len(self.sign) != NUM_JOINTS or any(s not in (1, -1) for s in self.sign):
-            raise ConfigError(f"joint_map.sign is {self.sign!r}; give {NUM_JOINTS} values of 1 or -1, gripper last.")
-        if len(self.offset) != NUM_JOINTS or not all(map(math.isfinite, self.offset)):
-            raise ConfigError(f"joint_map.offset is {self.offset!r}; give {NUM_JOINTS} angles in rad, gripper last.")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from policies.groot.dlpack import chunk_of_arrays
 from policies.groot.policy import Gr00tPolicy
-from policies.groot.processor import JointMap
+from policies.joints import JointMap
 from policies.model import ModelOptions
 
 
@@ -24,6 +24,9 @@ class Gr00tSource:
         self.cameras, self.horizon = policy.cameras, policy.horizon
         self.noise_shape = (policy.horizon, policy.config.head.action_dim)
         self.training_range = policy.action_range
+        self.note = (
+            "GR00T has random weights: its actions, and any success, mean nothing." if policy.random_weights else ""
+        )
 
     @classmethod
     def load(cls, config: ModelOptions) -> Gr00tSource:

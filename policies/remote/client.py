@@ -10,6 +10,7 @@ import numpy as np
 from mjx_so101.errors import ConfigError, RemoteError
 from policies.cameras import match_cameras
 from policies.groot.config import LARGEST_ANGLE, NUM_JOINTS
+from policies.joints import JointMap
 from policies.remote.connection import Connection
 from policies.remote.layout import Layout
 
@@ -28,6 +29,7 @@ class RemotePolicy:
         cameras: views in the order of the images, or a mapping from the server's camera keys to views; None takes
             what the keys tell.
         instruction: text of the task, the same for every environment.
+        joint_map: signs and offsets between the simulation's joints and those of the server's training data.
         horizon: targets in a chunk, if the caller counts on a number; None takes the server's.
 
     Raises:
@@ -41,6 +43,8 @@ class RemotePolicy:
     training_range: tuple[np.ndarray, np.ndarray] | None = None
     """The server does not tell the range of its training data."""
 
+    note = ""
+
     def __init__(
         self,
         url: str,
@@ -51,13 +55,14 @@ class RemotePolicy:
         cameras: Sequence[str] | Mapping[str, str] | None = None,
         instruction: str = DEFAULT_INSTRUCTION,
         horizon: int | None = None,
+        joint_map: JointMap | None = None,
     ):
         for name, value in (("batch_size", batch_size), ("horizon", 1 if horizon is None else horizon)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; give a whole number above 0.")
         if not isinstance(instruction, str) or not instruction:
             raise ConfigError(f"instruction is {instruction!r}; give the text of the task.")
-        self.batch_size, self.instruction = batch_size, instruction
+        self.batch_size, self.instruction, self.joint_map = batch_size, instruction, joint_map or JointMap()
         self._connection = Connection(url, timeout_s, retries)
         try:
             self._connection.call("ping")
@@ -101,9 +106,10 @@ class RemotePolicy:
         return np.concatenate(parts)
 
     def _request(self, images: np.ndarray, state: np.ndarray) -> np.ndarray:
+        state = self.joint_map.to_data(state)
         reply = self._connection.call("get_action", self._layout.observation(images, state, self.instruction))
         try:
-            return self._layout.targets(reply, len(state))
+            return self.joint_map.to_simulation(self._layout.targets(reply, len(state)))
         except ValueError as error:
             raise RemoteError(f"The reply of {self._connection.url} to get_action is refused: {error}") from error
 

@@ -179,6 +179,17 @@ def test_missing_weights(copy_of_tiny):
         load(copy_of_tiny)
 
 
+def test_lone_adapter(copy_of_tiny):
+    (copy_of_tiny / "model.safetensors").rename(copy_of_tiny / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match=r"LoRA adapter \(adapter_model\.safetensors\) alone; merge it"):
+        load(copy_of_tiny)
+
+
+def test_adapter_beside_the_model(copy_of_tiny, batch, expected):
+    (copy_of_tiny / "adapter_model.safetensors").write_bytes(b"never opened")
+    assert torch.equal(load(copy_of_tiny).chunk(*batch()), expected)
+
+
 def test_missing_shard_and_index(tmp_path):
     folder = make_checkpoint(tmp_path / "sharded", shard_bytes=2**20)
     index = folder / "model.safetensors.index.json"
@@ -245,6 +256,10 @@ def test_make_checkpoint_is_seeded(tmp_path, tiny):
 def test_make_checkpoint_refuses(tmp_path, tiny):
     with pytest.raises(ConfigError, match="not empty"):
         make_checkpoint(tiny)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match="file is a file; give a new folder"):
+        make_checkpoint(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(ConfigError, match="tiny"):
         make_checkpoint(tmp_path / "new", size="huge")
     assert not (tmp_path / "new").exists()

@@ -8,8 +8,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
 from mjx_so101.errors import ConfigError  # noqa: E402
-from policies.groot.processor import JointMap, Metadata, Range, Scaler, prepare_images  # noqa: E402
+from policies.groot.processor import Metadata, Range, Scaler, prepare_images  # noqa: E402
 from policies.groot.prompt import IMAGE_TOKEN, build_prompt, instruction_ids  # noqa: E402
+from policies.joints import JointMap  # noqa: E402
 
 LOW, HIGH = [-1.0, -1, -2, -1, -3, 0.0], [1.0, 1, 2, 1, 1, 0.5]
 GREY_LEVEL = 2.01 / 255  # truncation may cost one level, as it does in the reference
@@ -48,6 +49,8 @@ def test_gripper_comes_last_in_either_file_order(order):
         ({"arm_0": {"max": HIGH}}, "min is None"),
         ({"arm_0": {"min": [float("nan")] * 6, "max": HIGH}}, "finite"),
         ({"arm_0": {"min": HIGH, "max": LOW}}, "min above max"),
+        ({"arm_0": {"min": LOW, "max": [*HIGH[:5], 90.0]}}, "statistics.state reaches 90.*not in radians"),
+        ({"arm_0": {"min": [-10.1, *LOW[1:]], "max": HIGH}}, "reaches 10.1.*not in radians"),
         ({"left": {"min": LOW[:3], "max": HIGH[:3]}, "right": {"min": LOW[3:], "max": HIGH[3:]}}, "left, right"),
         ({"single_arm": {"min": LOW[:4], "max": HIGH[:4]}, "gripper": {"min": LOW[4:], "max": HIGH[4:]}}, "5 joints"),
     ],
@@ -55,6 +58,29 @@ def test_gripper_comes_last_in_either_file_order(order):
 def test_wrong_statistics(state, message):
     with pytest.raises(ConfigError, match=message):
         Metadata.from_json(document(state), "new_embodiment")
+
+
+def test_action_statistics_in_degrees():
+    wrong = document()
+    wrong["new_embodiment"]["statistics"]["action"] = {"arm_0": {"min": LOW, "max": [57.3] * 6}}
+    with pytest.raises(ConfigError, match=r"statistics\.action reaches 57\.3.*not in radians"):
+        Metadata.from_json(wrong, "new_embodiment")
+
+
+def test_ten_radians_are_still_radians():
+    statistics = {"arm_0": {"min": [-10.0] * 6, "max": [10.0] * 6}}
+    assert Metadata.from_json(document(statistics), "new_embodiment").state.high == (10.0,) * 6
+
+
+@pytest.mark.parametrize("relative", ["single_arm", "gripper"])
+def test_relative_actions(relative):
+    wrong = document()
+    groups = {name: {"absolute": name != relative} for name in ("single_arm", "gripper")}
+    wrong["new_embodiment"]["modalities"]["action"] = groups
+    with pytest.raises(ConfigError, match=f"modalities.action.{relative} is not absolute; only absolute joint targets"):
+        Metadata.from_json(wrong, "new_embodiment")
+    groups[relative]["absolute"] = True
+    assert Metadata.from_json(wrong, "new_embodiment").cameras == TWO
 
 
 @pytest.mark.parametrize("path", ["statistics", "statistics.action", "modalities"])

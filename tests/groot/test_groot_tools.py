@@ -22,7 +22,9 @@ from policies.groot.config import ModelConfig  # noqa: E402
 from policies.groot.layout import EMBEDDING, OUTPUT_HEAD, embedding_shapes, required_shapes  # noqa: E402
 from policies.groot.make_checkpoint import _config  # noqa: E402
 from train import cli  # noqa: E402
-from train.groot_tools import COMMANDS, InspectFlags, MakeFlags, SmokeFlags, main, parse  # noqa: E402
+from train.groot_inspect import InspectFlags  # noqa: E402
+from train.groot_smoke import SmokeFlags  # noqa: E402
+from train.groot_tools import COMMANDS, MakeFlags, main, parse  # noqa: E402
 
 PAGE = Path(__file__).resolve().parents[2] / "policies" / "groot" / "README.md"
 KINDS = {"make-checkpoint": MakeFlags, "inspect": InspectFlags, "smoke": SmokeFlags}
@@ -135,7 +137,7 @@ def test_make_checkpoint_keeps_what_is_there(run, tmp_path, tiny):
     with pytest.raises(ConfigError, match="not empty"):
         run("make-checkpoint", tiny)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigError, match="name another folder"):
+    with pytest.raises(ConfigError, match="file is a file; give a new folder"):
         run("make-checkpoint", tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -159,7 +161,7 @@ def test_inspect_tells_people(run, tiny):
     ):
         assert words in printed
     assert re.search(r"gripper +0\.022 to +0\.066 +-0\.014 to +0\.072", printed)
-    assert "unknown" not in printed and "warning" not in printed
+    assert "unknown" not in printed and "not rad" not in printed
 
 
 def test_inspect_json_counts_what_is_stored(inspect_json, tiny):
@@ -168,7 +170,7 @@ def test_inspect_json_counts_what_is_stored(inspect_json, tiny):
     assert record["bytes"] == (tiny / "model.safetensors").stat().st_size
     assert sum(part["bytes"] for part in record["parts"].values()) == sum(x.nbytes for x in tensors.values())
     assert record["parts"]["vision"]["dtypes"].keys() == {"BF16"} and record["parts"]["DiT"]["dtypes"].keys() == {"F32"}
-    assert record["parts"]["unknown"]["parameters"] == 0 and record["problems"] == record["warnings"] == []
+    assert record["parts"]["unknown"]["parameters"] == 0 and record["problems"] == []
     policy = Gr00tPolicy.from_checkpoint(tiny)
     assert record["prompt"]["training"]["tokens"] == len(policy.prompt)
     assert tuple(record["statistics"]["action"]["max"]) == policy.metadata.action.high
@@ -246,18 +248,63 @@ def test_inspect_goes_on_without_weights_or_metadata(copy_of_tiny, capsys):
     assert "4 denoising steps" in capsys.readouterr().out
 
 
-def test_inspect_warns_of_what_would_be_fed_wrongly(run, copy_of_tiny):
+def spoil_statistics(document):
+    document["new_embodiment"]["statistics"]["state"]["arm_0"]["max"][0] = 90.0
+
+
+def spoil_actions(document):
+    document["new_embodiment"]["modalities"]["action"]["arm_0"]["absolute"] = False
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message", "unit"),
+    [(spoil_statistics, r"state reaches 90.*not in radians", "not rad"), (spoil_actions, "not absolute", "rad")],
+)
+def test_inspect_prints_refused_metadata(copy_of_tiny, capsys, spoil, message, unit):
+    edit_json(copy_of_tiny / "experiment_cfg" / "metadata.json", spoil)
+    with pytest.raises(ConfigError, match=message):
+        main(["inspect", str(copy_of_tiny)])
+    printed = capsys.readouterr().out
+    assert re.search(rf"training data +state, {unit} +action, rad", printed)
+    assert re.search(r"gripper +0\.022 to +0\.066 +-0\.014 to +0\.072", printed)
+    assert "embodiments: new_embodiment" in printed and "camera 1: image_cam_1 (wrist)" in printed
+    assert "training form, 546 tokens" in printed and "in one file" in printed
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["groot", "inspect", str(copy_of_tiny), "--json"])
+    streams = capsys.readouterr()
+    assert stopped.value.code == 2 and re.search(message, streams.err)
+    assert re.search(message, *json.loads(streams.out)["problems"])
+
+
+@pytest.mark.parametrize("entry", [None, [], {}, {"statistics": {"state": 1}}, {"modalities": {"video": {"wrist": 0}}}])
+def test_inspect_survives_damaged_metadata(copy_of_tiny, capsys, entry):
+    path = copy_of_tiny / "experiment_cfg" / "metadata.json"
+    path.write_text(json.dumps({"new_embodiment": entry, "gr1": {}}))
+    with pytest.raises(ConfigError, match=r"metadata\.json"):
+        main(["inspect", str(copy_of_tiny)])
+    printed = capsys.readouterr().out
+    assert "embodiments: new_embodiment, gr1" in printed and "in one file" in printed and "training data" not in printed
+    assert ("camera 0: wrist (wrist), size unknown" in printed) == bool(entry and "modalities" in entry)
+
+
+def test_inspect_of_cameras_whose_view_is_not_told(run, copy_of_tiny):
     def change(document):
-        entry = document["new_embodiment"]
-        entry["statistics"]["state"]["arm_0"]["max"][0] = 90.0
-        entry["modalities"]["action"]["arm_0"]["absolute"] = False
-        entry["modalities"]["video"] = {"front": {}, "wrist": {"resolution": [640, 480], "fps": 30}}
+        document["new_embodiment"]["modalities"]["video"] = {
+            "front": {},
+            "wrist": {"resolution": [640, 480], "fps": 30},
+        }
 
     edit_json(copy_of_tiny / "experiment_cfg" / "metadata.json", change)
     printed = run("inspect", copy_of_tiny)
-    assert "reach 90" in printed and "not in radians" in printed and "actions of arm_0 are relative" in printed
     assert "camera 0: front (its name does not tell the view" in printed and "frame rate unknown" in printed
     assert "camera 1: wrist (wrist), 640 x 480, 30 fps" in printed
+
+
+def test_inspect_of_a_lone_adapter(copy_of_tiny, capsys):
+    (copy_of_tiny / "model.safetensors").rename(copy_of_tiny / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match=r"LoRA adapter \(adapter_model\.safetensors\) alone; merge it"):
+        main(["inspect", str(copy_of_tiny)])
+    assert "camera 0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["inspect", "smoke"])
@@ -389,19 +436,23 @@ def test_page_commands_parse(line):
 
 @pytest.mark.parametrize("line", [line for line in commands() if line[0] != "groot"], ids=" ".join)
 def test_page_flags_exist(line, capsys):
-    if line[0] not in cli.COMMANDS:
-        pytest.skip(f"so101 {line[0]} is not there yet")
     with pytest.raises(SystemExit):
         cli.main([line[0], "--help"])
-    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    if "--checkpoint" not in known:
-        pytest.skip("base 'groot' is not there yet")
+    known = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
     assert {word for word in line if word.startswith("--")} <= known
 
 
+@pytest.mark.parametrize("command", ["train", "gate", "eval", "play"])
+def test_page_table_of_flags(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    known = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
+    section = PAGE.read_text().partition("## Chunks")[2].partition("\n## ")[0]
+    flags = set(re.findall(r"^\| `(--[a-z0-9-]+)", section, re.MULTILINE))
+    assert "--fp8" in flags and flags <= known
+
+
 def test_exit_status(copy_of_tiny, capsys):
-    if "groot" not in cli.COMMANDS:
-        pytest.skip("so101 groot is not registered yet")
     rewrite(copy_of_tiny, lambda tensors: {**tensors, "action_head.mask_token": torch.zeros(3)})
     with pytest.raises(SystemExit) as stopped:
         cli.main(["groot", "inspect", str(copy_of_tiny)])

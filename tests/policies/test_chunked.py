@@ -22,6 +22,7 @@ class StandIn:
     """Answers with a function of the joint angles and the noise, and keeps what it was asked."""
 
     name, cameras, horizon, noise_shape, training_range = "stand-in", ("top", "wrist"), 6, (2, 3), None
+    note = "it only stands in"
 
     def __init__(self):
         self.asked = []
@@ -76,7 +77,7 @@ def played(env):
 
 
 def test_each_executed_action_is_what_one_environment_alone_would_get(env, played):
-    roller, _, states, kept, _ = played
+    _, _, states, kept, _ = played
     observe = jax.jit(env.task.observe)
     renewals = 0
     for env_index in range(NUM_ENVS):
@@ -119,7 +120,7 @@ def test_the_model_is_asked_in_one_size_only(env, played):
 
 
 def test_pictures_show_the_environments_that_are_renewed(env, played):
-    roller, _, states, _, carry = played
+    roller, _, _, _, carry = played
     pictures = roller.base.pictures(carry.state)
     assert pictures.shape == (3, 2, 240, 320, 3)
     assert pictures[0, 0].std() > 5 and not np.array_equal(pictures[0], pictures[1])
@@ -167,7 +168,7 @@ def test_renderer_that_cannot_draw_a_part():
 def test_camera_that_the_scene_lacks(env):
     source = StandIn()
     source.cameras = ("top", "image_cam_7")
-    with pytest.raises(ConfigError, match="wants camera 'image_cam_7'; the scene has top, wrist.*--camera-map"):
+    with pytest.raises(ConfigError, match=r"wants camera 'image_cam_7'; the scene has top, wrist.*--camera-map"):
         ChunkedPolicy(source, 6).for_env(env)
 
 

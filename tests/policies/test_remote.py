@@ -14,6 +14,7 @@ from remote_servers import DIE, HORIZON, LAYOUTS, Server, array, expected_chunk,
 
 import policies.remote  # noqa: E402
 from mjx_so101.errors import ConfigError, RemoteError  # noqa: E402
+from policies.joints import JointMap  # noqa: E402
 from policies.remote import RemotePolicy  # noqa: E402
 
 PACKAGE = Path(policies.remote.__file__).parent
@@ -88,6 +89,18 @@ def test_batch_is_split_in_order(serve):
     np.testing.assert_allclose(chunk, expected_chunk(images, state), atol=1e-5)
     assert [len(data["state.gripper"]) for data in server.data()] == [3, 3, 1]
     assert {request["endpoint"] for request in server.requests} == {"ping", "get_modality_config", "get_action"}
+
+
+def test_joint_map_applies_both_ways(serve):
+    server = serve()
+    images, state = inputs()
+    joint_map = JointMap(sign=(1, 1, -1, 1, 1, -1), offset=(0.1, 0, 0, 0, 0, 0.2))
+    with RemotePolicy(server.url, joint_map=joint_map) as policy:
+        chunk = policy.chunk(images, state)
+    data = np.array(joint_map.sign) * state + np.array(joint_map.offset)
+    np.testing.assert_allclose(server.data()[0]["state.arm_0"][:, 0], data, atol=1e-6)
+    expected = np.array(joint_map.sign) * (expected_chunk(images, data) - np.array(joint_map.offset))
+    np.testing.assert_allclose(chunk, expected, atol=1e-5)
 
 
 def test_jax_arrays(serve):
