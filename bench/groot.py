@@ -36,7 +36,8 @@ from bench.record import figure, write_record
 from mjx_so101 import ConfigError, PaperReturnEnv, SO101Error
 from mjx_so101.env import StepResult
 from mjx_so101.errors import require_choice
-from mjx_so101.render import make_renderer
+from mjx_so101.render import Renderer
+from mjx_so101.task import State
 from policies.chunked import ChunkedPolicy
 from policies.groot.dlpack import to_torch
 from policies.groot.make_checkpoint import SIZES, make_checkpoint
@@ -238,13 +239,14 @@ class Instant:
 class DrawsAll(ChunkedPolicy):
     """Draws every environment in every control step and shows the model those that are due."""
 
-    def for_env(self, env: PaperReturnEnv) -> ChunkedPolicy:
-        """See `ChunkedPolicy.for_env`."""
-        bound = super().for_env(env)
-        options = {"host_stepped": True} if self.render_config.renderer == "warp" else {}
-        bound.renderer = make_renderer(self.render_config, env.scene, env.num_envs, env.task.randomization, **options)
-        bound._draw = jax.jit(lambda state, envs: bound.renderer.render(state)[envs])
-        return bound
+    def _make_renderer(self) -> Renderer:
+        renderer = self._renderer_for(self.env.num_envs)
+        self._all = jax.jit(lambda state, envs: renderer.render(state)[envs])
+        return renderer
+
+    def look(self, state: State, envs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """See `ChunkedPolicy.look`."""
+        return self._all(state, envs), *self._feel(state, envs)
 
 
 class Loop:

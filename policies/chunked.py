@@ -6,7 +6,6 @@ control steps `refill` renews a few chunks (see `policies.chunks`) and draws onl
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import time
@@ -56,18 +55,20 @@ class ChunkSource(Protocol):
 class ChunkedPolicy:
     """Base policy that executes the chunks of a `ChunkSource`. See `policies.base.BasePolicy`.
 
-    Built without an environment; `for_env` gives the one that works, with a renderer for the environments renewed in
-    a pass. Several share one model.
+    Built without an environment it only knows its model; `for_env` gives the one that works, with a renderer for the
+    environments renewed in a pass. Several share one model.
     """
 
     jittable = False
     horizon = 1
     num_features = 7  # how far the chunk is executed, and where it leads
 
-    def __init__(self, source: ChunkSource, executed: int = 16, renderer: str = "warp"):
+    def __init__(
+        self, source: ChunkSource, executed: int = 16, renderer: str = "warp", env: PaperReturnEnv | None = None
+    ):
         """executed: actions of a chunk that an environment executes at most. renderer: 'warp' or 'mujoco'.
 
-        Raises ConfigError for more actions than a chunk has, or another renderer.
+        Raises ConfigError for more actions than a chunk has, another renderer, or a camera that the scene lacks.
         """
         if not 1 <= executed <= source.horizon:
             raise ConfigError(
@@ -79,26 +80,44 @@ class ChunkedPolicy:
                 f"base_renderer is {renderer!r}; choose {' or '.join(map(repr, RENDERERS))}: they draw only those "
                 "environments whose chunk is due."
             )
-        self.name, self.cameras, self.training_range = source.name, source.cameras, source.training_range
-        self.source, self.executed, self.note = source, executed, source.note
+        self.source, self.executed = source, executed
+        self.name, self.cameras, self.note = source.name, source.cameras, source.note
+        self.training_range = source.training_range
         self.render_config = dataclasses.replace(PRESETS["gr00t"], renderer=renderer, cameras=source.cameras)
-        self.env: PaperReturnEnv | None = None
         self.passes = 0
-        """Passes through the model since `for_env`."""
+        """Passes through the model so far."""
+        self._in_use: list[Any] = []
+        if env is not None:
+            self._bind(env)
+
+    def _bind(self, env: PaperReturnEnv) -> None:
+        self.env = env
+        self.slots = chunks.slots(env.num_envs, self.executed)
+        self.renderer = self._make_renderer()
+        self._senses = sensor_varies(env.task.randomization)
+        draw = self.renderer.render
+        self._draw = jax.jit(draw) if self.renderer.jittable else draw
+        self._begin, self._store = jax.jit(_begin), jax.jit(self._store_pass)
+        self._choose, self._feel = jax.jit(self._choose_envs), jax.jit(self._joints_and_noise)
+        self._sense = jax.jit(_sense)
+
+    def _make_renderer(self) -> Renderer:
+        there = self.env.scene.camera_names
+        unknown = [name for name in self.cameras if name not in there]
+        if unknown:
+            raise ConfigError(
+                f"{self.name} wants camera {unknown[0]!r}; the scene has {', '.join(there)}. Say which of them it is, "
+                f"as in --camera-map {unknown[0]}=top, or add it with SceneConfig(extra_cameras=...)."
+            )
+        return self._renderer_for(self.slots)
+
+    def _renderer_for(self, num_envs: int) -> Renderer:
+        options = {"host_stepped": True} if self.render_config.renderer == "warp" else {}
+        return make_renderer(self.render_config, self.env.scene, num_envs, self.env.task.randomization, **options)
 
     def for_env(self, env: PaperReturnEnv) -> ChunkedPolicy:
         """The same policy, with the same model, for the environments of `env`."""
-        bound = copy.copy(self)
-        bound.env, bound.passes = env, 0
-        bound.slots = chunks.slots(env.num_envs, self.executed)
-        bound.renderer = _renderer(self, env, bound.slots)
-        bound._senses = sensor_varies(env.task.randomization)
-        bound._in_use = []
-        bound._begin, bound._store = jax.jit(_begin), jax.jit(bound._store_pass)
-        bound._choose, bound._feel = jax.jit(bound._choose_envs), jax.jit(bound._joints_and_noise)
-        bound._sense = jax.jit(_sense)
-        bound._draw = jax.jit(bound.renderer.render) if bound.renderer.jittable else bound.renderer.render
-        return bound
+        return type(self)(self.source, self.executed, self.render_config.renderer, env)
 
     # -- the protocol of base policies -------------------------------------------------------------------------------
     def init(self, num_envs: int) -> Chunks:
@@ -195,14 +214,3 @@ def _sense(images: jax.Array, state: State, envs: jax.Array) -> jax.Array:
     """Images after the sensor effects of environments `envs`."""
     params = jax.tree.map(lambda x: x[envs], state.params)
     return sense_all(images, params, jax.random.fold_in(state.key[envs[0]], 1))
-
-
-def _renderer(policy: ChunkedPolicy, env: PaperReturnEnv, slots: int) -> Renderer:
-    unknown = [name for name in policy.cameras if name not in env.scene.camera_names]
-    if unknown:
-        raise ConfigError(
-            f"{policy.name} wants camera {unknown[0]!r}; the scene has {', '.join(env.scene.camera_names)}. Say which "
-            f"of them it is, as in --camera-map {unknown[0]}=top, or add it with SceneConfig(extra_cameras=...)."
-        )
-    options = {"host_stepped": True} if policy.render_config.renderer == "warp" else {}
-    return make_renderer(policy.render_config, env.scene, slots, env.task.randomization, **options)

@@ -49,7 +49,7 @@ class ModelOptions:
     compile: bool = True
     """groot: torch.compile on a GPU; the first pass takes a minute or two longer."""
     micro_batch: int = 0
-    """groot: most environments that go through the model at once; 0: what fits into the free memory, at most 128."""
+    """groot: most environments that go through the model at once; 0: what fits into the free memory, at most 160."""
     jax_memory: float = 0.2
     """groot: share of the GPU that JAX takes; the rest is for torch and the renderer."""
     base_renderer: str = "warp"

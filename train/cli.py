@@ -81,7 +81,7 @@ Flags that decide the defaults of all others:
   --out DIR            new run folder; default runs/BASE-RANDOMIZATION-TIME
   --resume DIR         continue the run in DIR with its own configuration
 
-Base groot passes a gate first (so101 gate), whose report goes into the folder's `gate`:
+Bases groot and remote pass a gate first (so101 gate), whose report goes into the folder's `gate`:
   --gate-episodes N    episodes to begin with; default 100
   --force              train even if the gate says STOP; with --gate-episodes 0 without a gate"""
 
@@ -97,6 +97,7 @@ def _train(arguments: list[str]) -> None:
     import jax
 
     from mjx_so101.errors import SO101Error, require_choice
+    from policies.base import SCRIPTED
     from train.config import PRESETS, TrainConfig
     from train.loop import Trainer, prepare_folder, saved_config
     from train.report import command, write_report
@@ -111,7 +112,7 @@ def _train(arguments: list[str]) -> None:
         _explain_missing_gpu(needed=given.preset == "gpu")
     folder = prepare_folder(Path(given.resume or given.out or _new_folder(config)), resume=bool(given.resume))
     try:
-        if config.base == "groot" and not given.resume:
+        if config.base not in SCRIPTED and not given.resume:
             _pass_gate(config, folder, given.gate_episodes, given.force)
         trainer = Trainer(config, folder)
     except SO101Error:
@@ -144,7 +145,8 @@ def _pass_gate(config: TrainConfig, folder: Path, episodes: int, force: bool) ->
             raise ConfigError("--gate-episodes 0 leaves out the gate; it needs --force.")
         print("No gate: --gate-episodes 0 --force")
         return
-    settings = GateSettings(episodes=episodes, most_episodes=max(episodes, GateSettings.most_episodes))
+    most = max(episodes, GateSettings.most_episodes)
+    settings = GateSettings(episodes=episodes, most_episodes=most, video=config.video)
     result = run_gate(base_alone(config), settings, folder / "gate")
     print(f"Gate: {result.line}")
     require_gate(result, force)

@@ -44,7 +44,7 @@ def describe(checkpoint: str, embodiment: str = "new_embodiment") -> tuple[dict[
     Raises ConfigError or CheckpointError if it is no folder of a GR00T N1.5, so that nothing can be said.
     """
     require_torch()
-    from policies.groot.config import ModelConfig
+    from policies.groot.config import RANDOM, ModelConfig
     from policies.groot.loader import METADATA, TensorFiles, read_config, read_json, resolve_folder, weight_files
 
     folder = resolve_folder(checkpoint)
@@ -53,6 +53,7 @@ def describe(checkpoint: str, embodiment: str = "new_embodiment") -> tuple[dict[
     record: dict[str, Any] = {
         "checkpoint": str(folder),
         "model_type": document["model_type"],
+        "random_weights": bool(document.get(RANDOM)),
         "horizon": config.head.horizon,
         "denoising_steps": config.head.denoising_steps,
         "parts": {name: {"sizes": sizes} for name, sizes in _architecture(config).items()},
@@ -227,7 +228,8 @@ def _read_prompt(cameras: int, config: Any) -> dict[str, Any]:
 
 def _as_text(record: dict[str, Any]) -> str:
     """The record of `describe` for people."""
-    lines = [f"{record['checkpoint']}: {record['model_type']}"]
+    random = ", random weights" if record["random_weights"] else ""
+    lines = [f"{record['checkpoint']}: {record['model_type']}{random}"]
     if "files" in record:
         count = len(record["files"])
         prefix = "with" if record["lerobot_prefix"] else "without"

@@ -73,12 +73,20 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> dict[str, Any]:
     """Parsed config.json. Raises ConfigError if the folder is no checkpoint."""
     if not (folder / "config.json").is_file():
+        _refuse_adapter(folder)
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:MOST_NAMES_LISTED]) or "nothing"
         raise ConfigError(
             f"{folder} is not a checkpoint: no config.json. A GR00T N1.5 checkpoint holds config.json, {SINGLE} (or "
             f"shards with {INDEX}) and {METADATA}. Found: {found}."
         )
     return read_json(folder / "config.json")
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raise ConfigError if the only weights are a LoRA adapter."""
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if names and all(name.startswith("adapter") for name in names):
+        raise ConfigError(f"{folder} holds a LoRA adapter ({names[0]}) alone; merge it into the model and save that.")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -93,8 +101,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     loose = sorted(p.name for p in folder.glob("*.safetensors"))
-    if loose and all(name.startswith("adapter") for name in loose):
-        raise ConfigError(f"{folder} holds a LoRA adapter ({loose[0]}) alone; merge it into the model and save that.")
+    _refuse_adapter(folder)
     if loose:
         raise CheckpointError(f"{folder} holds {', '.join(loose[:4])} but no {INDEX}: copy the index too.")
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)

@@ -114,7 +114,7 @@ class Gr00tPolicy:
             joint_map: signs and offsets between the simulation's joints and those of the training data.
             denoising_steps: fewer (or more) than the checkpoint's own 4.
             micro_batch: most environments a pass. A larger batch is split into passes of equal size, the last one
-                padded. None: what fits into the GPU's free memory, at most 128; on the CPU the whole batch.
+                padded. None: what fits into the GPU's free memory, at most 160; on the CPU the whole batch.
             compile: let torch.compile fuse the model, anew for each size of a pass of 16 or more (a minute or two
                 each the first time).
             fp8: the large linear layers in fp8; faster and less exact, see bench/results/h100_groot.json.

@@ -185,6 +185,12 @@ def test_lone_adapter(copy_of_tiny):
         load(copy_of_tiny)
 
 
+def test_lone_adapter_as_peft_writes_it_without_config(tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"never opened")
+    with pytest.raises(ConfigError, match="LoRA adapter"):
+        load(tmp_path)
+
+
 def test_adapter_beside_the_model(copy_of_tiny, batch, expected):
     (copy_of_tiny / "adapter_model.safetensors").write_bytes(b"never opened")
     assert torch.equal(load(copy_of_tiny).chunk(*batch()), expected)

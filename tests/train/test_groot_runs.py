@@ -45,7 +45,7 @@ TRAIN_FLAGS = [
         "16",
     ),
     *("--episode-steps", "10", "--horizon", "4", "--eval-every", "1", "--eval-episodes", "1", "--report-episodes", "1"),
-    *("--no-video", "--preset", "cpu"),
+    *("--no-video", "--hidden", "16", "16", "--preset", "cpu"),
 ]
 
 
