@@ -50,6 +50,7 @@ from train.loop import Trainer
 from train.ppo import PPOConfig
 from train.rollout import SAMPLE, Roller
 
+MINIBATCHES = 8
 PHASES = ("inference", "recovery", "loop", "train", "fp8")
 
 
@@ -83,6 +84,11 @@ class GrootBenchConfig:
         for name in ("num_envs", "steps", "unroll"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if "train" in self.phases and self.num_envs * self.unroll % MINIBATCHES:
+            raise ConfigError(
+                f"num_envs x unroll is {self.num_envs} x {self.unroll}; the train phase needs a multiple of "
+                f"{MINIBATCHES}."
+            )
         if not self.micro_batch or min(self.micro_batch) < 1:
             raise ConfigError(f"micro_batch is {self.micro_batch}; give at least one size, each at least 1.")
 
@@ -332,7 +338,7 @@ def measure_training(config: GrootBenchConfig, options: ModelOptions) -> dict[st
     """PPO on top of the model: two iterations, a checkpoint, and one after resuming in a new trainer."""
     train = TrainConfig(
         base="groot", model=options, num_envs=config.num_envs, eval_episodes=2, video=False,
-        steps=3 * config.num_envs * config.unroll, ppo=PPOConfig(unroll=config.unroll, minibatches=8),
+        steps=3 * config.num_envs * config.unroll, ppo=PPOConfig(unroll=config.unroll, minibatches=MINIBATCHES),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         first = Trainer(train, Path(folder))
@@ -385,11 +391,11 @@ def run(config: GrootBenchConfig, options: ModelOptions) -> None:
         figures = [("groot_inferences_per_s", best["inferences_per_s"], "inferences/s")]
         if "torch_peak_gib" in best:
             figures.append(("groot_torch_peak_gib", max(row["torch_peak_gib"] for row in rows), "GiB"))
-        keep("inference", rows, *figures)
         source.policy.micro_batch = config.micro_batch[0]
         if config.profile:
             write_profile(source.policy, config.micro_batch[0], config.profile)
         details["exchange"] = measure_exchange(source, config.micro_batch[0])
+        keep("inference", rows, *figures)
     if "loop" in config.phases:
         row = measure_loop(config, source)
         figures = [

@@ -13,6 +13,8 @@ from policies.joints import JointMap
 if TYPE_CHECKING:
     from policies.chunked import ChunkSource
 
+OF_THE_MACHINE = ("checkpoint", "url", "compile", "micro_batch", "jax_memory", "timeout_s", "retries")
+"""Options that say where and how a model runs, not what it answers: a resumed run may have others."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -76,12 +78,6 @@ class ModelOptions:
         if wrong:
             raise ConfigError(f"camera_map holds {wrong[0]!r}; write KEY=CAMERA, such as image_cam_0=top.")
         return dict(entry.split("=") for entry in self.camera_map) or None
-
-    def over(self, saved: ModelOptions) -> ModelOptions:
-        """`saved` with what is other than the default here."""
-        default = ModelOptions()
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return dataclasses.replace(saved, **{k: v for k, v in given.items() if v != getattr(default, k)})
 
     def require(self, base: str) -> None:
         """Raise ConfigError if base policy `base` needs something that is not given."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from train.hardware import set_caches, share_gpu
 
 if TYPE_CHECKING:
+    from policies.model import ModelOptions
     from train.config import TrainConfig
 
 COMMANDS = {
@@ -54,16 +55,18 @@ def _share_gpu_with_torch(arguments: Sequence[str]) -> None:
     """Before JAX starts: leave part of the GPU to torch if the base policy is GR00T."""
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     flags.add_argument("--base")
-    flags.add_argument("--jax-memory", type=float)
+    flags.add_argument("--jax-memory", "--jax_memory", type=float)
     for name in ("--run", "--resume"):
         flags.add_argument(name, type=Path, dest="run")
     given, _ = flags.parse_known_args(arguments[1:])
-    saved: dict[str, Any] = {}
-    if given.run and (given.run / "config.json").is_file():
-        with contextlib.suppress(ValueError):  # a damaged file is reported where it is needed
+    base, memory = given.base, given.jax_memory
+    if given.run:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # reported where the file is needed
             saved = json.loads((given.run / "config.json").read_text())
-    if (given.base or saved.get("base")) == "groot":
-        share_gpu(given.jax_memory or saved.get("model", {}).get("jax_memory"))
+            base = base or saved["base"]
+            memory = memory or saved["model"]["jax_memory"]
+    if base == "groot":
+        share_gpu(memory)
 
 
 def _parse(kind: Any, arguments: list[str], command: str, **options: Any) -> Any:
@@ -181,7 +184,7 @@ def _eval(arguments: list[str]) -> None:
     from mjx_so101.errors import ConfigError
     from train.flags import EvalFlags
 
-    flags = _parse(EvalFlags, arguments, "eval")
+    flags = _parse(EvalFlags, arguments, "eval", default=EvalFlags(model=_model_of_run(arguments)))
 
     for name in ("episodes", "num_envs"):
         if getattr(flags, name) < 1:
@@ -196,11 +199,12 @@ def _eval(arguments: list[str]) -> None:
     from train.policy import load_policy
     from train.report import provenance
 
-    policy = load_policy(flags.run, flags.base, _overrides(flags), flags.tolerance_mm)
-    env = policy.environment(min(flags.num_envs, flags.episodes))
-    summary = Evaluator(env, policy.base, policy.residual, _action(flags.action))(
-        policy.learner, flags.episodes, flags.seed
-    ).summary()
+    with contextlib.redirect_stdout(sys.stderr):  # Warp and models announce themselves; --json - must stay JSON
+        policy = load_policy(flags.run, flags.base, _overrides(flags), flags.tolerance_mm)
+        env = policy.environment(min(flags.num_envs, flags.episodes))
+        summary = Evaluator(env, policy.base, policy.residual, _action(flags.action))(
+            policy.learner, flags.episodes, flags.seed
+        ).summary()
     record = {**summary, "policy": policy.name, "seed": flags.seed, "environment": env.describe(), **provenance()}
     text = json.dumps(record, indent=2)
     if flags.json and flags.json != "-":
@@ -212,6 +216,17 @@ def _eval(arguments: list[str]) -> None:
             print(f"success within {tolerance} mm: {entry['rate']:.1%} ({entry['low']:.1%} to {entry['high']:.1%})")
     if flags.video:
         print(*policy.write_video(flags.video, flags.seed), sep="\n", file=sys.stderr)
+
+
+def _model_of_run(arguments: list[str]) -> ModelOptions:
+    """The model that the run named in `arguments` was trained with: the default of the flags that replace it."""
+    from policies.model import ModelOptions
+    from train.loop import saved_config
+
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--run", type=Path)
+    run = flags.parse_known_args(arguments)[0].run
+    return saved_config(run).model if run else ModelOptions()
 
 
 def _overrides(flags: Any) -> dict[str, Any]:
@@ -254,7 +269,7 @@ def _play(arguments: list[str]) -> None:
     from train.play import play
     from train.policy import load_policy
 
-    flags = _parse(PlayFlags, arguments, "play")
+    flags = _parse(PlayFlags, arguments, "play", default=PlayFlags(model=_model_of_run(arguments)))
     base = flags.base or (None if flags.run else "oracle")
     play(load_policy(flags.run, base, _overrides(flags)), flags.seed, flags.out)
 

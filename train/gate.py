@@ -210,7 +210,7 @@ def require_gate(result: GateResult, force: bool = False) -> None:
     if result.verdict.name == STOP and not force:
         raise ConfigError(
             f"base {result.report['base']!r} did not pass the gate: {result.line}. {result.folder / 'report.md'} says "
-            "what to try; --force trains on it all the same."
+            "what to try; --force, with another --out, trains on it all the same."
         )
 
 

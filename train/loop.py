@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import signal
 import time
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import CheckpointError, ConfigError, HealthError
 from policies.base import SCRIPTED, make_base
+from policies.model import OF_THE_MACHINE, ModelOptions
 from policies.residual import Learner, Residual, layout_sizes
 from train import checkpoint
 from train.config import TrainConfig
@@ -170,8 +172,12 @@ class Trainer:
         meta = checkpoint.read_meta(path)
         now = self._meta()
         ignored = ("steps", "video", "report_episodes", "stop_at_success", "strict")
-        saved_config = {k: v for k, v in meta["config"].items() if k not in ignored}
-        wanted_config = {k: v for k, v in now["config"].items() if k not in ignored}
+        saved_config, wanted_config = (
+            {k: v for k, v in config.items() if k not in ignored} for config in (meta["config"], now["config"])
+        )
+        for config in (saved_config, wanted_config):
+            model = {**dataclasses.asdict(ModelOptions()), **config.get("model", {})}  # older runs have none
+            config["model"] = {k: v for k, v in json.loads(json.dumps(model)).items() if k not in OF_THE_MACHINE}
         checkpoint.check_same(path, saved_config, wanted_config, "configuration")
         checkpoint.check_same(path, meta["layout"], now["layout"], "observation layout")
         checkpoint.check_same(path, {"physics": meta["physics"]}, {"physics": now["physics"]}, "physics backend")
@@ -357,10 +363,13 @@ def saved_config(run: Path) -> TrainConfig:
     """The configuration of a run folder. Raises CheckpointError if there is none."""
     path = Path(run) / "config.json"
     try:
-        return TrainConfig.from_dict(json.loads(path.read_text()))
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}, not an object")
+        return TrainConfig.from_dict(values)
     except FileNotFoundError:
         raise CheckpointError(f"{run} is not a run folder: config.json is missing.") from None
-    except ValueError as error:
+    except (OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or of another version ({error}).") from None
 
 

@@ -73,8 +73,6 @@ def load_policy(
     if run is None:
         return base_alone(TrainConfig(**{"base": base, **overrides}), tolerances)
     saved = saved_config(run)
-    if "model" in overrides:  # only what was asked for replaces what the run was trained with
-        overrides = {**overrides, "model": overrides["model"].over(saved.model)}
     # a run made elsewhere is evaluated with what this machine has
     config = dataclasses.replace(saved, **{"physics": "auto", **overrides})
     policy = _untrained(str(run), config, tolerances)

@@ -49,7 +49,7 @@ class Gr00tSource:
             fp8=config.fp8,
         )
         source = cls(policy, config.checkpoint)
-        print(source.memory())
+        print(source.memory(), flush=True)
         return source
 
     def chunk(self, images: jax.Array, state: jax.Array, noise: jax.Array) -> jax.Array:

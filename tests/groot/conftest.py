@@ -12,9 +12,9 @@ ACTION = ([-0.565, -0.571, -1.929, -0.345, -2.860, -0.014], [0.618, 1.585, 1.132
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads():
+def one_thread():
     torch = pytest.importorskip("torch")
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # tiny models are several times slower with two
 
 
 def metadata_document(cameras=("image_cam_0", "image_cam_1")):

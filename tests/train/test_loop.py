@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from mjx_so101 import HealthError
+from mjx_so101 import CheckpointError, HealthError
 from train import checkpoint, report
 from train.cli import main
-from train.loop import Trainer
+from train.loop import Trainer, saved_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -275,3 +275,10 @@ def test_tensorboard_events_are_written(tiny_run):
     content = events.read_bytes()
     for tag in (b"train/reward", b"train/value_loss", b"evaluation/success_5mm"):
         assert tag in content
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{", '{"base": 3, "model": null}'])
+def test_config_that_is_no_run_s_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config.json is damaged or of another version"):
+        saved_config(tmp_path)
