@@ -6,10 +6,12 @@
 #   make venv    only set up .venv
 #   make clean   remove .venv and what tools cached here (never runs/)
 #
-# Another Python: make PYTHON=python3.12 test. The JAX that fits an NVIDIA driver is chosen by train/hardware.py.
+# Tests run in two processes, in one with WORKERS=0. Another Python: make PYTHON=python3.12 test.
+# The JAX that fits an NVIDIA driver is chosen by train/hardware.py.
 
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 VENV_PYTHON := .venv/bin/python
 PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
 
@@ -24,7 +26,7 @@ train: venv
 test: venv
 	@if [ ! -e .venv/.tests ] || [ pyproject.toml -nt .venv/.tests ]; then \
 		$(PIP) install --editable ".[test]" && touch .venv/.tests; fi
-	$(VENV_PYTHON) -m pytest $(ARGS)
+	$(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: venv
 	$(VENV_PYTHON) -m ruff check

@@ -245,7 +245,7 @@ def _library(name: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f'SceneConfig(meshes=...) needs {name}: pip install "mjx-so101[meshes]".') from error
+        raise ConfigError(f"SceneConfig(meshes=...) needs {name}: pip install -e '.[meshes]'.") from error
 
 
 def _load(path: Path, triangles: int) -> tuple[np.ndarray, np.ndarray] | None:

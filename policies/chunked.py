@@ -106,8 +106,9 @@ class ChunkedPolicy:
         unknown = [name for name in self.cameras if name not in there]
         if unknown:
             raise ConfigError(
-                f"{self.name} wants camera {unknown[0]!r}; the scene has {', '.join(there)}. Say which of them it is, "
-                f"as in --camera-map {unknown[0]}=top, or add it with SceneConfig(extra_cameras=...)."
+                f"{self.name} wants camera {unknown[0]!r}; the scene has {', '.join(there)}. Say which of them each "
+                "camera of the model is, as in --camera-map KEY=top (so101 groot inspect lists the keys), or add it "
+                "with SceneConfig(extra_cameras=...)."
             )
         return self._renderer_for(self.slots)
 
@@ -144,8 +145,9 @@ class ChunkedPolicy:
         It waits for the device once, to learn how many environments wait for a chunk.
         """
         carry, waiting = self._begin(carry, state)
-        passes = max(1, math.ceil(int(waiting) / self.slots))
-        self._in_use.clear()  # the device has caught up: nobody reads these any more
+        passes = math.ceil(int(waiting) / self.slots)
+        if passes:
+            self._in_use.clear()  # the device has caught up: nobody reads these any more
         for i in range(passes):
             envs = self._choose(carry, state)
             inputs = self.look(state, envs)

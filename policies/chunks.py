@@ -2,9 +2,10 @@
 
 A model that gives chunks of many actions costs far more than physics, so a control step renews only
 `slots(num_envs, horizon)` chunks. Environments in a new episode come first, then those whose chunk is used up, then
-those with the oldest chunks. If more than `slots` environments wait, the host makes further passes in the same step:
-nobody ever executes an action of an earlier episode. So that a mass reset does not lead to a mass renewal `horizon`
-steps later, only as many of its chunks as fall due in a step of steady execution last equally long (`first_limits`).
+those with the oldest chunks; if nobody waits, nothing is renewed. If more than `slots` wait, the host makes further
+passes in the same step: nobody ever executes an action of an earlier episode. So that a mass reset does not lead to a
+mass renewal `horizon` steps later, only as many of its chunks as fall due in a step of steady execution last equally
+long (`first_limits`).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,11 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "train": _train, "eval": _eval, "compare": _compare, "play": _play, "gate": _gate, "groot": _groot,
         "render": _render, "doctor": _doctor,
     }  # fmt: skip
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run[require_choice("command", arguments[0], COMMANDS)](arguments[1:])
     except SO101Error as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _share_gpu_with_torch(arguments: Sequence[str]) -> None:
@@ -132,7 +138,11 @@ def _train(arguments: list[str]) -> None:
     if not trainer.run():
         raise SystemExit(130)
     print("Reporting on unseen episodes ...")
-    write_report(trainer, trainer.best_learner(), finished=True)
+    try:
+        write_report(trainer, trainer.best_learner(), finished=True)
+    except KeyboardInterrupt:
+        print(f"\nStopped while reporting; training is saved. so101 train --resume {folder} reports.", file=sys.stderr)
+        raise SystemExit(130) from None
     print((folder / "report.md").read_text())
     print(f"Report: {folder / 'report.md'}")
 
@@ -164,8 +174,8 @@ def _explain_missing_gpu(needed: bool) -> None:
     if jax.default_backend() == "gpu":
         return
     message = (
-        "JAX sees no GPU. Use --preset cpu, or install the GPU build: pip install 'mjx-so101[cuda13]' "
-        "(driver 580 or newer) or 'mjx-so101[cuda12]'; `so101 doctor` says what is wrong."
+        "JAX sees no GPU. Use --preset cpu, or install the GPU build: pip install -e '.[cuda13]' "
+        "(driver 580 or newer) or '.[cuda12]'; `so101 doctor` says what is wrong."
     )
     if needed:
         raise ConfigError(f"--preset gpu: {message}")
@@ -191,7 +201,6 @@ def _eval(arguments: list[str]) -> None:
             raise ConfigError(f"{name} is {getattr(flags, name)}; it must be at least 1.")
     if not all(0 < mm < float("inf") for mm in flags.tolerance_mm):
         raise ConfigError(f"tolerance_mm is {flags.tolerance_mm}; every tolerance must be greater than 0 mm.")
-    print(f"Running {flags.episodes} episodes ...", file=sys.stderr)
     if flags.json and flags.json != "-":
         Path(flags.json).parent.mkdir(parents=True, exist_ok=True)
 
@@ -202,6 +211,7 @@ def _eval(arguments: list[str]) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # Warp and models announce themselves; --json - must stay JSON
         policy = load_policy(flags.run, flags.base, _overrides(flags), flags.tolerance_mm)
         env = policy.environment(min(flags.num_envs, flags.episodes))
+        print(f"Running {flags.episodes} episodes ...")
         summary = Evaluator(env, policy.base, policy.residual, _action(flags.action))(
             policy.learner, flags.episodes, flags.seed
         ).summary()
@@ -225,8 +235,9 @@ def _model_of_run(arguments: list[str]) -> ModelOptions:
 
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     flags.add_argument("--run", type=Path)
-    run = flags.parse_known_args(arguments)[0].run
-    return saved_config(run).model if run else ModelOptions()
+    flags.add_argument("--base")
+    given, _ = flags.parse_known_args(arguments)
+    return saved_config(given.run).model if given.run and not given.base else ModelOptions()
 
 
 def _overrides(flags: Any) -> dict[str, Any]:

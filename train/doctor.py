@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ class Finding(NamedTuple):
 def diagnose() -> int:
     """Print the findings; 0 if nothing is wrong, else 1."""
     wrong = 0
-    for check in (_versions, _devices, _memory, _caches, _renderers, _assets, _disk):
+    for check in (_versions, _devices, _memory, _caches, _renderers, _models, _assets, _disk):
         for finding in _guarded(check):
             mark = "ok " if not finding.fix else "!! "
             print(f"{mark}{finding.what}: {finding.found}")
@@ -58,7 +59,7 @@ def _devices() -> Iterator[Finding]:
     extra = choose_gpu_extra()
     fix = extra.warning
     if not fix and extra.name and jax.default_backend() != "gpu":
-        fix = f"the GPU is unused: pip install 'mjx-so101[{extra.name}]'"
+        fix = f"the GPU is unused: pip install -e '.[{extra.name}]'"
     yield Finding("devices", devices, fix)
 
 
@@ -104,6 +105,18 @@ def _renderers() -> Iterator[Finding]:
     from mjx_so101.render.madrona import missing_requirement
 
     yield Finding("renderer madrona (optional)", missing_requirement() or "ready")
+
+
+def _models() -> Iterator[Finding]:
+    for base, extra, packages in (
+        ("groot", "groot", ("torch", "safetensors")),
+        ("remote", "remote", ("pyzmq", "msgpack")),
+    ):
+        try:
+            found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+        except importlib.metadata.PackageNotFoundError as error:
+            found = f"{error.name} is missing: pip install -e '.[{extra}]'"
+        yield Finding(f"base {base} (optional)", found)
 
 
 def _missing_assets() -> str:

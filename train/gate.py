@@ -222,6 +222,8 @@ def gate_main(flags: GateFlags) -> int:
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     result = run_gate(policy, flags.settings, flags.out or Path("runs") / f"gate-{flags.base}-{stamp}")
     print(result.line)
+    if result.report["note"]:
+        print(result.report["note"])
     print(*(f"- {line}" for line in result.verdict.advice), f"Report: {result.folder / 'report.md'}", sep="\n")
     return EXIT_STATUS[result.verdict.name]
 

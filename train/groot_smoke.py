@@ -14,8 +14,10 @@ import numpy as np
 
 from mjx_so101.errors import ConfigError, HealthError, require_choice
 from mjx_so101.scene import JOINTS
+from policies.chunked import RENDERERS
 from policies.groot import require_torch
 from policies.model import ModelOptions
+from train.loop import prepare_folder
 
 PICTURE_SIZE = (320, 240)
 """Pixels across and down of the cameras in the training data of phospho-app/gr00t-paper_return-7w9itxzsox."""
@@ -39,8 +41,18 @@ class SmokeFlags:
     """Training data = sign * simulation + offset, for each joint, gripper last."""
     joint_offset: tuple[float, ...] = (0.0,) * 6
     """rad, see joint_sign."""
-    renderer: str | None = None
-    """'warp' or 'mujoco'; default warp where JAX has a GPU."""
+    embodiment: str = "new_embodiment"
+    """Name in metadata.json."""
+    instruction: str = ""
+    """Task in words; default: the 'None' of the training data."""
+    instruction_form: str = "training"
+    """'training' or 'evaluation'."""
+    tokenizer: str = ""
+    """Folder with Qwen's vocab.json and merges.txt, for an instruction other than the known ones."""
+    denoising_steps: int = 0
+    """0: the checkpoint's own number."""
+    base_renderer: str = "warp"
+    """'warp' or 'mujoco', as for train and gate."""
     seed: int = 0
     """Of the starts and of the noise."""
     out: Path | None = None
@@ -58,6 +70,9 @@ def smoke(flags: SmokeFlags) -> None:
 
     Raises HealthError if a target is not finite.
     """
+    require_choice("base_renderer", flags.base_renderer, RENDERERS)
+    if flags.out:
+        prepare_folder(flags.out, resume=False)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the GPU is shared with torch
     require_torch()
     import torch
@@ -73,7 +88,14 @@ def smoke(flags: SmokeFlags) -> None:
         dtype=dtype,
         cameras=ModelOptions(camera_map=flags.camera_map).cameras(),
         joint_map=JointMap(flags.joint_sign, flags.joint_offset),
+        embodiment=flags.embodiment,
+        instruction=flags.instruction or None,
+        instruction_form=flags.instruction_form,
+        tokenizer=flags.tokenizer or None,
+        denoising_steps=flags.denoising_steps or None,
     )
+    if policy.random_weights:
+        print("random weights: the targets mean nothing")
     weights = sum(x.numel() * x.element_size() for x in policy.model.parameters())
     print(f"loaded in {time.perf_counter() - start:.1f} s: {weights:,} bytes of weights in {dtype} on {device}")
 
@@ -101,8 +123,6 @@ def smoke(flags: SmokeFlags) -> None:
 
 def _draw(cameras: tuple[str, ...], flags: SmokeFlags) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """Pictures [env, camera, height, width, 3], measured joints [env, 6] and joint limits [6, 2] after a reset."""
-    import jax
-
     from mjx_so101 import PaperReturnEnv, SceneConfig
     from mjx_so101.render import RenderConfig, make_renderer
     from mjx_so101.scene import CAMERAS
@@ -111,17 +131,16 @@ def _draw(cameras: tuple[str, ...], flags: SmokeFlags) -> tuple[np.ndarray, np.n
     if foreign:
         raise ConfigError(
             f"The scene has no camera {foreign[0]!r}; it has {', '.join(CAMERAS)}. Say what each of the checkpoint's "
-            f"cameras shows: --camera-map {' '.join(f'{name}=CAMERA' for name in cameras)}."
+            "cameras shows, as in --camera-map KEY=top (so101 groot inspect lists the keys)."
         )
-    name = flags.renderer or ("warp" if jax.default_backend() == "gpu" else "mujoco")
     env = PaperReturnEnv(flags.num_envs, randomization="nominal", auto_reset=False)
-    config = RenderConfig(name, cameras, *PICTURE_SIZE)
+    config = RenderConfig(flags.base_renderer, cameras, *PICTURE_SIZE)
     renderer = make_renderer(config, SceneConfig(), env.num_envs, env.task.randomization)
     state = env.reset(flags.seed)
     images = np.array(renderer.render(state))
     joints = np.array(env.observe(state).joint_pos, np.float32)
     renderer.close()
-    return images, joints, env.model.jnt_range[: len(JOINTS)], name
+    return images, joints, env.model.jnt_range[: len(JOINTS)], flags.base_renderer
 
 
 def _save_pictures(folder: Path, images: np.ndarray, on_device: Any, size: int) -> None:

@@ -14,6 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from mjx_so101.env import PaperReturnEnv, StepResult
 from mjx_so101.errors import require_choice
@@ -201,7 +202,9 @@ class Roller:
     def _roll_with_model(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
         """The base policy's model runs on the host between control steps."""
         kept = []
-        for _ in range(steps):
+        # an evaluation can take minutes on a CPU; the few steps of a training iteration have the trainer's own bar
+        slow = tqdm(range(steps), "control steps", delay=5, leave=False, disable=steps < 100)
+        for _ in slow:
             carry = carry.replace(base=self.base.refill(carry.base, carry.state))
             if self.env.jittable:
                 carry, keep = self._step(learner, carry, self.mix)

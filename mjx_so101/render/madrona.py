@@ -96,7 +96,7 @@ class MadronaRenderer:
             self.close()
             raise ConfigError(
                 "renderer 'madrona' hands pictures to JAX on the GPU, but JAX runs on the "
-                f"{jax.default_backend()}; install mjx-so101[cuda13] or [cuda12] and leave JAX_PLATFORMS unset."
+                f"{jax.default_backend()}; pip install -e '.[cuda13]' (or cuda12) and leave JAX_PLATFORMS unset."
             )
         self._looks, self._kinematics = Looks(model), SceneKinematics(model)
         self._poses, self._finish = jax.jit(self._placed), jax.jit(self._finished)

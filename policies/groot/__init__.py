@@ -23,7 +23,7 @@ def require_torch() -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise ConfigError(f"GR00T needs {package}: pip install 'mjx-so101[groot]'.") from error
+            raise ConfigError(f"GR00T needs {package}: pip install -e '.[groot]'.") from error
 
 
 def __getattr__(name: str) -> Any:

@@ -62,7 +62,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing from the checkpoint.") from error
+        raise CheckpointError(
+            f"{path} is missing from the checkpoint: copy it from the output of its training."
+        ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(document, dict):
@@ -139,7 +141,9 @@ class TensorFiles:
                 file = safe_open(path, framework="pt", device="cpu")
                 keys = list(file.keys())
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
+                raise CheckpointError(
+                    f"{path} is truncated or not a safetensors file: copy or download it again ({error})."
+                ) from error
             for key in keys:
                 name = key.removeprefix(LEROBOT_PREFIX)
                 if name in self._places:

@@ -25,5 +25,5 @@ def __getattr__(name: str) -> Any:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ConfigError(f"A remote policy needs {package}: pip install 'mjx-so101[remote]'.") from error
+            raise ConfigError(f"A remote policy needs {package}: pip install -e '.[remote]'.") from error
     return importlib.import_module(f"{__name__}.client").RemotePolicy

@@ -68,7 +68,7 @@ class Connection:
         raise RemoteError(
             f"{self.url} gave no answer to {endpoint} within {self.timeout_s:g} s, {1 + self.retries} times (an answer "
             f"above {LARGEST_REPLY // 2**20} MiB counts as none). Check that the GR00T server runs and that host and "
-            f"port are right; give a slow server a larger timeout_s or a smaller batch_size."
+            f"port are right; give a slow server more time (--timeout-s)."
         )
 
     def _open(self) -> zmq.Socket:

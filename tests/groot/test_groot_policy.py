@@ -207,7 +207,7 @@ from mjx_so101.errors import ConfigError
 try:
     from policies.groot import Gr00tPolicy
 except ConfigError as error:
-    assert "mjx-so101[groot]" in str(error) and "{package}" in str(error), error
+    assert ".[groot]" in str(error) and "{package}" in str(error), error
 else:
     raise AssertionError("no error")
 """

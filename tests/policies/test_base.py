@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mjx_so101 import ConfigError
-from policies.base import BASES, make_base
+from policies.base import BASES, SCRIPTED, make_base
 
 KEY = jax.random.PRNGKey(0)
 
@@ -16,7 +16,7 @@ def env(make_env):
     return make_env(4, "plain")
 
 
-@pytest.fixture(params=BASES)
+@pytest.fixture(params=SCRIPTED)
 def policy(request, env):
     return make_base(request.param, env.task)
 
@@ -26,7 +26,8 @@ def leaves_equal(a, b):
 
 
 def test_names():
-    assert BASES == ("zero", "jacobian", "oracle")
+    assert SCRIPTED == ("zero", "jacobian", "oracle")
+    assert set(BASES) == {*SCRIPTED, "groot", "remote"}
 
 
 def test_unknown_name_lists_the_valid_ones(env):

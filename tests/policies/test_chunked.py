@@ -147,7 +147,7 @@ def test_one_model_serves_environments_of_different_numbers(env, played):
 def test_inference_stats_count(played):
     roller, _, _, _, _ = played
     stats = roller.base.inference_stats()
-    assert stats["inferences"] == 3 * stats["passes"] >= 3 * STEPS
+    assert stats["inferences"] == 3 * stats["passes"] >= 3 * STEPS / HORIZON
     assert stats["inferences_per_s"] > 0
 
 
@@ -166,7 +166,7 @@ def test_renderer_that_cannot_draw_a_part():
 def test_camera_that_the_scene_lacks(env):
     source = StandIn()
     source.cameras = ("top", "image_cam_7")
-    with pytest.raises(ConfigError, match=r"wants camera 'image_cam_7'; the scene has top, wrist.*--camera-map"):
+    with pytest.raises(ConfigError, match=r"wants camera 'image_cam_7'; the scene has top, wrist.*--camera-map KEY="):
         ChunkedPolicy(source, 6).for_env(env)
 
 

@@ -20,7 +20,7 @@ def renew(buffers, new_episode, slots, horizon, born):
     buffers = chunks.drop(buffers, jnp.asarray(new_episode))
     waiting = int(buffers.used_up.sum())
     renewed = []
-    for i in range(max(1, -(-waiting // slots))):
+    for i in range(-(-waiting // slots)):
         envs = np.asarray(chunks.choose(buffers, jnp.asarray(new_episode), slots))
         targets = np.stack([np.repeat(target_of(e, born)[:, None], 6, 1) for e in envs])
         limits = chunks.first_limits(i * slots + jnp.arange(slots), waiting, len(new_episode), horizon)
@@ -74,7 +74,7 @@ def test_a_mass_reset_costs_one_step_and_is_not_repeated_a_horizon_later():
     resets[30] = True
     passes = simulate(160, 16, resets)
     assert passes[30] > 5
-    assert (np.delete(passes, [0, 30]) == 1).all()
+    assert np.delete(passes, [0, 30]).max() == 1
 
 
 def test_phases_are_spread_after_a_common_start():
@@ -101,6 +101,11 @@ def test_new_episodes_go_before_used_up_chunks_and_these_before_old_ones():
     )
     new = jnp.array([False, False, False, True, False])
     assert chunks.choose(buffers, new, 5).tolist() == [3, 1, 4, 2, 0]
+
+
+def test_a_single_environment_executes_its_chunks_whole():
+    passes = simulate(1, 16, np.zeros((65, 1), bool))
+    assert passes[::16].tolist() == [1] * 5 and passes.sum() == 5
 
 
 def test_nobody_executes_more_than_the_horizon():

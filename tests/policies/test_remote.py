@@ -363,5 +363,5 @@ except Exception as error:
 print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent.parent)
-    assert f"ConfigError A remote policy needs {package}: pip install 'mjx-so101[remote]'" in done.stdout, done.stderr
+    assert f"ConfigError A remote policy needs {package}: pip install -e '.[remote]'" in done.stdout, done.stderr
     assert done.stdout.endswith("False\n")

@@ -252,6 +252,48 @@ def test_doctor_names_what_is_there(capsys):
     assert (code == 0) == ("fix:" not in text) == ("All is well." in text)
 
 
+@pytest.mark.parametrize(("package", "extra"), [("safetensors", "groot"), ("msgpack", "remote")])
+def test_doctor_names_what_an_optional_base_lacks(capsys, monkeypatch, package, extra):
+    import importlib.metadata
+
+    version = importlib.metadata.version
+
+    def without(name):
+        if name == package:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without)
+    _, text = diagnosis(capsys)
+    assert f"ok base {extra} (optional): " in text
+    assert f"pip install -e '.[{extra}]'" in text
+
+
+# -- interrupted -----------------------------------------------------------------------------------------------------
+def interrupted(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    assert stopped.value.code == 130
+    return capsys.readouterr().err
+
+
+def test_interrupt_ends_with_a_line(capsys, monkeypatch):
+    def stop(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.cli._doctor", stop)
+    assert interrupted(capsys, "doctor").strip() == "Stopped."
+
+
+def test_interrupted_report_says_how_to_get_it(capsys, monkeypatch, copy_of_run):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.report.write_report", stop)
+    said = interrupted(capsys, "train", "--resume", copy_of_run)
+    assert f"training is saved. so101 train --resume {copy_of_run} reports" in said
+
+
 def test_doctor_has_one_fix_for_missing_assets(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("SO101_ASSETS", str(tmp_path / "none"))
     code, text = diagnosis(capsys)
@@ -268,7 +310,7 @@ def test_doctor_says_how_to_use_an_idle_gpu(capsys, monkeypatch):
     monkeypatch.setattr(hardware, "choose_gpu_extra", lambda: hardware.GpuExtra("cuda13"))
     code, text = diagnosis(capsys)
     assert code == 1
-    assert "fix: the GPU is unused: pip install 'mjx-so101[cuda13]'" in text
+    assert "fix: the GPU is unused: pip install -e '.[cuda13]'" in text
 
 
 # -- play ----------------------------------------------------------------------------------------------------------

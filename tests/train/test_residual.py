@@ -7,7 +7,7 @@ import pytest
 from brax.training.acme import running_statistics
 
 from mjx_so101 import ConfigError
-from policies.base import BASES, make_base
+from policies.base import SCRIPTED, make_base
 from policies.residual import ACTOR_LAYOUT, CRITIC_LAYOUT, Residual, ResidualConfig, blend, layout_sizes
 from train.rollout import Roller
 
@@ -133,7 +133,7 @@ def test_bad_networks_are_refused(bad):
 
 
 # -- what it sees --------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", SCRIPTED)
 def test_layouts_add_up_to_the_vectors(make_env, base):
     env = make_env(4, "nominal")
     policy = make_base(base, env.task)
