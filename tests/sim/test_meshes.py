@@ -233,7 +233,7 @@ def test_missing_library_names_the_extra(tmp_path, monkeypatch, library):
     folder = write(tmp_path / "new", trimesh.creation.icosphere(subdivisions=3))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ConfigError, match=rf'{library}: pip install "mjx-so101\[meshes\]"'):
+    with pytest.raises(ConfigError, match=rf"{library}: pip install -e '\.\[meshes\]'"):
         load_model(SceneConfig(meshes=str(folder), mesh_triangles=MIN_TRIANGLES))
 
 

@@ -134,7 +134,7 @@ def test_gate_describes_model_and_pictures(gated, checkpoint, read_json):
     assert model["cameras"] == list(images["cameras"]) == ["top", "wrist"]
     assert (images["width"], images["height"], images["order"], images["problems"]) == (320, 240, "as named", [])
     assert all(camera["brightness"] > 5 for camera in images["cameras"].values())
-    assert speed["inference"]["inferences"] == SHORT and speed["inference"]["latency_s_median"] > 0
+    assert speed["inference"]["inferences"] == -(-SHORT // 16) and speed["inference"]["latency_s_median"] > 0
     assert found["actions"]["outside_training"] is not None  # metadata.json tells the range
 
 
