@@ -203,8 +203,8 @@ class Roller:
         """The base policy's model runs on the host between control steps."""
         kept = []
         # an evaluation can take minutes on a CPU; the few steps of a training iteration have the trainer's own bar
-        slow = tqdm(range(steps), "control steps", delay=5, leave=False, disable=steps < 100)
-        for _ in slow:
+        quiet = None if steps >= 100 else True  # None: only where there is a terminal
+        for _ in tqdm(range(steps), "control steps", delay=5, leave=False, disable=quiet):
             carry = carry.replace(base=self.base.refill(carry.base, carry.state))
             if self.env.jittable:
                 carry, keep = self._step(learner, carry, self.mix)
