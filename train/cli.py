@@ -108,7 +108,7 @@ def _train(arguments: list[str]) -> None:
     from mjx_so101.errors import SO101Error, require_choice
     from policies.base import SCRIPTED
     from train.config import PRESETS, TrainConfig
-    from train.loop import Trainer, prepare_folder, saved_config
+    from train.loop import Trainer, new_folder, prepare_folder, saved_config
     from train.report import command, write_report
 
     if given.resume:
@@ -119,7 +119,10 @@ def _train(arguments: list[str]) -> None:
     config = _parse(TrainConfig, rest, "train", default=default, description=_TRAIN_HELP)
     if given.preset == "gpu" or config.physics == "warp":
         _explain_missing_gpu(needed=given.preset == "gpu")
-    folder = prepare_folder(Path(given.resume or given.out or _new_folder(config)), resume=bool(given.resume))
+    folder = prepare_folder(
+        Path(given.resume or given.out or new_folder(f"{config.base}-{Path(config.randomization).stem}")),
+        resume=bool(given.resume),
+    )
     try:
         if config.base not in SCRIPTED and not given.resume:
             _pass_gate(config, folder, given.gate_episodes, given.force)
@@ -182,17 +185,10 @@ def _explain_missing_gpu(needed: bool) -> None:
     print(f"warning: physics 'warp' on a CPU is slow. {message}", file=sys.stderr)
 
 
-def _new_folder(config) -> Path:
-    import datetime
-
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{config.base}-{Path(config.randomization).stem}-{stamp}"
-
-
 # -- eval --------------------------------------------------------------------------------------------------------------
 def _eval(arguments: list[str]) -> None:
     from mjx_so101.errors import ConfigError
-    from train.flags import EvalFlags
+    from train.flags import EvalFlags, overrides
 
     flags = _parse(EvalFlags, arguments, "eval", default=EvalFlags(model=_model_of_run(arguments)))
 
@@ -209,7 +205,7 @@ def _eval(arguments: list[str]) -> None:
     from train.report import provenance
 
     with contextlib.redirect_stdout(sys.stderr):  # Warp and models announce themselves; --json - must stay JSON
-        policy = load_policy(flags.run, flags.base, _overrides(flags), flags.tolerance_mm)
+        policy = load_policy(flags.run, flags.base, overrides(flags), flags.tolerance_mm)
         env = policy.environment(min(flags.num_envs, flags.episodes))
         print(f"Running {flags.episodes} episodes ...")
         summary = Evaluator(env, policy.base, policy.residual, _action(flags.action))(
@@ -240,15 +236,6 @@ def _model_of_run(arguments: list[str]) -> ModelOptions:
     return saved_config(given.run).model if given.run and not given.base else ModelOptions()
 
 
-def _overrides(flags: Any) -> dict[str, Any]:
-    """Fields of the run's configuration that the flags replace."""
-    return {
-        name: getattr(flags, name)
-        for name in ("randomization", "physics", "sheet_friction", "model")
-        if getattr(flags, name) is not None
-    }
-
-
 def _action(name: str) -> str:
     from mjx_so101.errors import require_choice
 
@@ -276,13 +263,13 @@ def _compare(arguments: list[str]) -> None:
 
 
 def _play(arguments: list[str]) -> None:
-    from train.flags import PlayFlags
+    from train.flags import PlayFlags, overrides
     from train.play import play
     from train.policy import load_policy
 
     flags = _parse(PlayFlags, arguments, "play", default=PlayFlags(model=_model_of_run(arguments)))
     base = flags.base or (None if flags.run else "oracle")
-    play(load_policy(flags.run, base, _overrides(flags)), flags.seed, flags.out)
+    play(load_policy(flags.run, base, overrides(flags)), flags.seed, flags.out)
 
 
 def _gate(arguments: list[str]) -> None:

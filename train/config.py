@@ -8,6 +8,7 @@ from typing import Any
 
 import tyro
 
+from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError, require_choice
 from mjx_so101.params import Randomization, load_randomization
 from mjx_so101.physics import BACKENDS
@@ -15,7 +16,7 @@ from mjx_so101.render import PRESETS as RENDER_PRESETS
 from mjx_so101.render import RenderConfig
 from mjx_so101.scene import SHEET_FRICTIONS, SceneConfig
 from mjx_so101.task import TaskConfig
-from policies.base import BASES
+from policies.base import BASES, SCRIPTED
 from policies.model import ModelOptions
 from policies.residual import ResidualConfig
 from train.ppo import PPOConfig
@@ -92,6 +93,27 @@ class TrainConfig:
         if report_tolerances:
             config = dataclasses.replace(config, report_tolerances=report_tolerances)
         return config
+
+    def environment(
+        self,
+        num_envs: int,
+        training: bool,
+        randomization: Randomization | None = None,
+        report_tolerances: tuple[float, ...] | None = None,
+    ) -> PaperReturnEnv:
+        """Environments to train in (episodes start anew by themselves) or to evaluate in (full length, once).
+
+        randomization: what `load_randomization` gave earlier; default: load it.
+        """
+        return PaperReturnEnv(
+            num_envs,
+            self.physics,
+            randomization or self.load_randomization(),
+            self.scene_config(),
+            self.task_config(training, report_tolerances),
+            auto_reset=training,
+            host_stepped=self.base not in SCRIPTED,
+        )
 
     def scene_config(self) -> SceneConfig:
         """The scene without what only pictures need."""

@@ -101,9 +101,7 @@ class Evaluator:
         begin = time.perf_counter()
         env, parts = self.env, []
         for first in range(0, episodes, env.num_envs):
-            index = jnp.arange(first, first + env.num_envs)
-            keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.PRNGKey(seed), i))(index)
-            carry = self._roller.start(jax.random.fold_in(jax.random.PRNGKey(seed), first), keys)
+            carry = self._roller.start(*episode_keys(seed, first, env.num_envs))
             carry, kept = self._roller.roll(learner, carry, env.task.config.episode_steps)
             parts.append(jax.tree.map(np.asarray, (final_state(env, carry.state), kept)))
         final = jax.tree.map(lambda *x: np.concatenate(x)[:episodes], *[p[0] for p in parts])
@@ -118,6 +116,14 @@ class Evaluator:
             tolerances=env.task.config.report_tolerances,
             seconds=time.perf_counter() - begin,
         )
+
+
+def episode_keys(seed: int, first: int, count: int) -> tuple[jax.Array, jax.Array]:
+    """Keys of a batch and of its episodes first, first + 1, ...: uint32 [2] and [count, 2]. Episode i of a seed is the
+    same whatever batch it is in."""
+    index = jnp.arange(first, first + count)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.PRNGKey(seed), i))(index)
+    return jax.random.fold_in(jax.random.PRNGKey(seed), first), keys
 
 
 def final_state(env: PaperReturnEnv, state: State) -> dict[str, jax.Array]:

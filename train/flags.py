@@ -1,9 +1,13 @@
-"""Flags of `so101 eval` and `so101 play`. Apart from train.cli, which must import nothing that imports JAX."""
+"""Flags of `so101 eval` and `so101 play`, and what they replace.
+
+Apart from train.cli, which must import nothing that imports JAX.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -54,3 +58,9 @@ class PlayFlags:
     model: tyro.conf.OmitArgPrefixes[ModelOptions] = dataclasses.field(default_factory=ModelOptions)
     out: Path = Path("play")
     """Folder for the video where there is no display."""
+
+
+def overrides(flags: Any) -> dict[str, Any]:
+    """Fields of a run's configuration that flags of `eval`, `play` or `gate` replace."""
+    names = ("randomization", "physics", "sheet_friction", "model")
+    return {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}

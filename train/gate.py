@@ -8,7 +8,6 @@ does not know that it was looked at more than once, which makes it a little too 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 import math
 import sys
@@ -22,8 +21,9 @@ from mjx_so101.errors import ConfigError
 from policies.model import ModelOptions
 from policies.residual import Residual, ResidualConfig
 from train import gate_report
+from train.flags import overrides
 from train.gate_trial import Trial, check_joints, measure_actions, training_range
-from train.loop import prepare_folder
+from train.loop import new_folder, prepare_folder
 from train.policy import Policy, load_policy
 from train.report import provenance
 from train.statistics import wilson_interval
@@ -216,11 +216,8 @@ def require_gate(result: GateResult, force: bool = False) -> None:
 
 def gate_main(flags: GateFlags) -> int:
     """Run `so101 gate`, print the verdict, and give the exit status: 0 for PROCEED and CAUTION, 3 for STOP."""
-    names = ("randomization", "physics", "sheet_friction", "model")
-    overrides = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
-    policy = load_policy(None, flags.base, overrides)
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    result = run_gate(policy, flags.settings, flags.out or Path("runs") / f"gate-{flags.base}-{stamp}")
+    policy = load_policy(None, flags.base, overrides(flags))
+    result = run_gate(policy, flags.settings, flags.out or new_folder(f"gate-{flags.base}"))
     print(result.line)
     if result.report["note"]:
         print(result.report["note"])

@@ -15,7 +15,7 @@ from mjx_so101.errors import ConfigError, HealthError
 from mjx_so101.scene import JOINTS
 from mjx_so101.task import State
 from policies.base import BasePolicy
-from train.evaluate import Episodes, final_state
+from train.evaluate import Episodes, episode_keys, final_state
 from train.policy import Policy
 from train.rollout import BASE, Roller
 
@@ -38,20 +38,14 @@ class Trial:
         self._final: list[dict[str, np.ndarray]] = []  # of each batch, [env, ...]
         self._kept: list[dict[str, np.ndarray]] = []  # of each batch, [time, env, ...]
         self._seconds: list[float] = []
-        self.start: State = self.env.reset(self._keys(0))
+        self.start: State = self.env.reset(episode_keys(seed, 0, num_envs)[1])
         """How the episodes of the first batch start."""
-
-    def _keys(self, first: int) -> jax.Array:
-        """Episode keys as `Evaluator` makes them: episode i of a seed is the same here and in `so101 eval`."""
-        index = jnp.arange(first, first + self.env.num_envs)
-        return jax.vmap(lambda i: jax.random.fold_in(jax.random.PRNGKey(self._seed), i))(index)
 
     def run(self, episodes: int) -> None:
         """Go on until there are `episodes`. Raises HealthError for a target that is not finite."""
         while self.count < episodes:
             begin, fresh = time.perf_counter(), min(self.env.num_envs, episodes - self.count)
-            key = jax.random.fold_in(jax.random.PRNGKey(self._seed), self.count)
-            carry = self._roller.start(key, self._keys(self.count))
+            carry = self._roller.start(*episode_keys(self._seed, self.count, self.env.num_envs))
             carry, kept = self._roller.roll(self._learner, carry, self.env.task.config.episode_steps)
             final, kept = jax.tree.map(np.asarray, (final_state(self.env, carry.state), kept))
             self._seconds.append(time.perf_counter() - begin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import signal
 import time
@@ -17,9 +18,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import CheckpointError, ConfigError, HealthError
-from policies.base import SCRIPTED, make_base
+from policies.base import make_base
 from policies.model import OF_THE_MACHINE, ModelOptions
 from policies.residual import Learner, Residual, layout_sizes
 from train import checkpoint
@@ -46,13 +46,7 @@ class Trainer:
             sizes = (config.num_envs, config.ppo.unroll, config.ppo.minibatches, eval_envs)
             print(check_memory(config.pictures, *sizes))
 
-        def environment(num_envs: int, training: bool) -> PaperReturnEnv:
-            return PaperReturnEnv(
-                num_envs, config.physics, randomization, config.scene_config(), config.task_config(training),
-                auto_reset=training, host_stepped=config.base not in SCRIPTED,
-            )  # fmt: skip
-
-        self.env = environment(config.num_envs, training=True)
+        self.env = config.environment(config.num_envs, training=True, randomization=randomization)
         self.base = make_base(config.base, self.env.task, config.model)
         self.residual = Residual(config.residual, self.base.num_features, config.pictures)
         updates = -(-config.steps // (config.num_envs * config.ppo.unroll))
@@ -61,7 +55,7 @@ class Trainer:
         self.roller = Roller(
             self.env, self.base, self.residual, _keep, mode=SAMPLE, costs=costs, discount=config.ppo.discount
         )
-        self.eval_env = environment(eval_envs, training=False)
+        self.eval_env = config.environment(eval_envs, training=False, randomization=randomization)
         self.evaluator = Evaluator(self.eval_env, self.base, self.residual)
         self._start_fresh()
 
@@ -371,6 +365,11 @@ def saved_config(run: Path) -> TrainConfig:
         raise CheckpointError(f"{run} is not a run folder: config.json is missing.") from None
     except (OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or of another version ({error}).") from None
+
+
+def new_folder(name: str) -> Path:
+    """runs/NAME-TIME, which is not made yet."""
+    return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 def prepare_folder(out: Path, resume: bool) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError
-from policies.base import SCRIPTED, BasePolicy, make_base
+from policies.base import BasePolicy, make_base
 from policies.residual import Learner, Residual, layout_sizes
 from train import checkpoint
 from train.config import TrainConfig
@@ -33,7 +33,7 @@ class Policy:
 
     def environment(self, num_envs: int) -> PaperReturnEnv:
         """An evaluation environment: full-length episodes, no automatic reset."""
-        return _environment(self.config, num_envs, self.tolerances)
+        return self.config.environment(num_envs, training=False, report_tolerances=self.tolerances)
 
     def write_video(self, folder: Path, seed: int = REPORT_SEED, episodes: int = 9) -> list[Path]:
         """Play episodes and write grid.mp4 and episode.mp4 into `folder`."""
@@ -42,14 +42,6 @@ class Policy:
         env = self.environment(episodes)
         qpos, success = record_episodes(env, self.base, self.residual, self.learner, seed)
         return write_videos(qpos, folder, large_episode=int(np.argmax(success)))
-
-
-def _environment(config: TrainConfig, num_envs: int, tolerances: tuple[float, ...]) -> PaperReturnEnv:
-    return PaperReturnEnv(
-        num_envs, config.physics, config.load_randomization(), config.scene_config(),
-        config.task_config(training=False, report_tolerances=tolerances), auto_reset=False,
-        host_stepped=config.base not in SCRIPTED,
-    )  # fmt: skip
 
 
 def load_policy(
@@ -91,7 +83,7 @@ def base_alone(config: TrainConfig, tolerances: tuple[float, ...] = (0.005, 0.01
 
 
 def _untrained(name: str, config: TrainConfig, tolerances: tuple[float, ...]) -> Policy:
-    task = _environment(config, 1, tolerances).task
+    task = config.environment(1, training=False, report_tolerances=tolerances).task
     base = make_base(config.base, task, config.model)
     residual = Residual(config.residual, base.num_features, config.pictures)
     return Policy(name, config, tolerances, base, residual, residual.init(jax.random.PRNGKey(0)))

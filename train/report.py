@@ -20,7 +20,7 @@ import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError
-from policies.base import SCRIPTED, BasePolicy
+from policies.base import BasePolicy
 from policies.residual import Learner, Residual
 from train.evaluate import Evaluator
 from train.rollout import BASE, MEAN, NOISE, SAMPLE, Roller
@@ -185,11 +185,7 @@ def _write(report: dict[str, Any], out: Path) -> None:
 def _videos(trainer, learner: Learner) -> list[Path]:
     from train.loop import REPORT_SEED
 
-    config = trainer.config
-    env = PaperReturnEnv(
-        9, config.physics, trainer.env.task.randomization, config.scene_config(), config.task_config(training=False),
-        auto_reset=False, host_stepped=config.base not in SCRIPTED,
-    )  # fmt: skip
+    env = trainer.config.environment(9, training=False, randomization=trainer.env.task.randomization)
     qpos, success = record_episodes(env, trainer.base, trainer.residual, learner, REPORT_SEED)
     try:
         return write_videos(qpos, trainer.out, large_episode=int(np.argmax(success)))

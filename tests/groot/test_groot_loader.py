@@ -1,6 +1,5 @@
 """Opening checkpoints: layouts that are accepted, and every spoiled one refused with what is wrong and what to do."""
 
-import json
 import pickle
 import sys
 import types
@@ -10,7 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from spoil import edit_json, rewrite  # noqa: E402
 
 from mjx_so101.errors import CheckpointError, ConfigError  # noqa: E402
 from policies.groot import Gr00tPolicy  # noqa: E402
@@ -19,20 +19,6 @@ from policies.groot.make_checkpoint import make_checkpoint  # noqa: E402
 
 load = Gr00tPolicy.from_checkpoint
 VLLN = "action_head.vlln.weight"
-
-
-def rewrite(folder, change):
-    """Write the weights anew after `change` has returned other tensors."""
-    path = folder / "model.safetensors"
-    tensors = change(load_file(path))
-    path.unlink()
-    save_file(tensors, path)
-
-
-def edit_json(path, change):
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
 
 
 @pytest.fixture

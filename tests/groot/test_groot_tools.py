@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
 import imageio.v2 as imageio  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from spoil import edit_json, rewrite  # noqa: E402
 
 from mjx_so101.errors import CheckpointError, ConfigError, HealthError  # noqa: E402
 from policies.groot import Gr00tPolicy  # noqa: E402
@@ -51,20 +52,6 @@ def opengl():
 @pytest.fixture
 def inspect_json(run):
     return lambda folder: json.loads(run("inspect", folder, "--json"))
-
-
-def rewrite(folder, change):
-    """Write the weights anew after `change` has returned other tensors."""
-    path = folder / "model.safetensors"
-    tensors = change(load_file(path))
-    path.unlink()
-    save_file(tensors, path)
-
-
-def edit_json(path, change):
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
