@@ -18,6 +18,10 @@ from mjx_so101.scene import SceneConfig, load_visual_model
 from mjx_so101.task import State
 
 
+TILE = (4, 8)
+"""Rows and columns of pixels that the 32 threads of a GPU's warp draw together: close rays meet the same shapes."""
+
+
 class WarpRenderer:
     """Ray-traced pictures with shadows, textures and looks of each environment. See `render.Renderer`."""
 
@@ -63,6 +67,7 @@ class WarpRenderer:
             shadow_light_fraction=0.0, render_skybox=True,
             use_precomputed_rays=fixed_looks,  # they freeze the field of view
         )  # fmt: skip
+        self._tiled = fixed_looks and self._tile_rays()
         self._fixed = jax.tree.map(jnp.asarray, self._looks.nominal) if fixed_looks else None
         sizes = {} if fixed_looks else {"mat_texid": num_envs}
         mode = graph_mode(host_stepped)
@@ -118,8 +123,22 @@ class WarpRenderer:
         bgra = jax.lax.bitcast_convert_type(self._images(packed), jnp.uint8)
         return bgra[..., 2::-1]
 
+    def _tile_rays(self) -> bool:
+        """Put the context's rays in the order of tiles, if the pictures divide into them; says whether they do."""
+        (tall, wide), rays = TILE, self._context.ray
+        if self.height % tall or self.width % wide:
+            return False
+        grid = rays.numpy().reshape(-1, self.height // tall, tall, self.width // wide, wide, 3)
+        rays.assign(grid.swapaxes(2, 3).reshape(-1, 3))
+        return True
+
     def _images(self, flat: jax.Array) -> jax.Array:
+        """[env, pixels] as the context has them to [env, camera, height, width]."""
         images = flat.reshape(self.num_envs, len(self.cameras), self.height, self.width)
+        if self._tiled:
+            tall, wide = TILE
+            tiles = flat.reshape(*images.shape[:2], self.height // tall, self.width // wide, tall, wide)
+            images = tiles.swapaxes(3, 4).reshape(images.shape)
         return images if (self._order == np.arange(len(self._order))).all() else images[:, self._order]
 
 
