@@ -41,6 +41,8 @@ from policies.ik import reach_point
 from train.report import peak_memory, provenance
 
 MIN_CONTACTS = 0.5
+WARM_UP = 3
+"""Untimed blocks after compilation. On a GPU Warp records a CUDA graph (0.1 s) in each of the first three calls."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,9 +234,12 @@ def measure(config: FpsConfig, backend: str, num_envs: int) -> dict[str, Any]:
     backend = default_backend() if backend == "auto" else backend
     host_stepped = renderer is not None and not renderer.jittable
     env = PaperReturnEnv(num_envs, backend, config.randomization, scene, TaskConfig(), host_stepped=host_stepped)
+    begin = time.perf_counter()
     loop = Loop(env, config.seed, renderer)
+    setup = time.perf_counter() - begin
     first = loop.run(config.steps)  # compiles
-    loop.run(config.steps)  # reaches steady contact
+    for _ in range(WARM_UP):
+        loop.run(config.steps)  # reaches steady contact; Warp records its graphs
     seconds, contacts = [], []
     for _ in range(config.blocks):
         seconds.append(loop.run(config.steps))
@@ -247,6 +252,7 @@ def measure(config: FpsConfig, backend: str, num_envs: int) -> dict[str, Any]:
         "env_steps_per_s": num_envs * config.steps / median,
         "physics_steps_per_s": num_envs * config.steps * scene.substeps / median,
         "spread": float((max(seconds) - min(seconds)) / median),
+        "setup_s": setup,
         "compile_s": max(0.0, first - median),
         "contacts_per_env": float(np.mean(contacts)),
         "resets": sums["resets"],

@@ -17,7 +17,6 @@ from mjx_so101.render.poses import SceneKinematics
 from mjx_so101.scene import SceneConfig, load_visual_model
 from mjx_so101.task import State
 
-
 TILE = (4, 8)
 """Rows and columns of pixels that the 32 threads of a GPU's warp draw together: close rays meet the same shapes."""
 

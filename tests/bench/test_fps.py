@@ -18,7 +18,7 @@ from mjx_so101.task import TaskConfig
 def config(tmp_path_factory) -> FpsConfig:
     """As many steps as an episode has, so that each environment is reset."""
     out = tmp_path_factory.mktemp("fps") / "new" / "result.json"
-    return FpsConfig(num_envs=(8,), physics=("native",), steps=50, blocks=6, out=out)
+    return FpsConfig(num_envs=(32,), physics=("native",), steps=50, blocks=6, out=out)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_record_is_written_with_where_it_comes_from(record, config):
 
 def test_row_is_honest(record):
     (row,) = record["rows"]
-    assert (row["physics"], row["num_envs"]) == ("native", 8)
+    assert (row["physics"], row["num_envs"]) == ("native", 32)
     assert row["contacts_per_env"] >= 0.5
     assert row["overflows"] == row["nonfinite"] == 0
     assert row["physics_steps_per_s"] == pytest.approx(8 * row["env_steps_per_s"])

@@ -241,6 +241,23 @@ def test_fixed_looks_draw_the_nominal_picture(states, rows_of, warp_frames):
     np.testing.assert_array_equal(fixed.render(dark), rgb)
 
 
+@pytest.mark.parametrize("size", [(24, 16), (26, 18)], ids=["tiles", "rows"])
+def test_rays_in_tiles_give_whole_pictures(states, rows_of, size):
+    """Pictures that divide into tiles are drawn tile by tile; colours, depth and segmentation come back in rows."""
+    state = rows_of(states, [0, 1])
+    tiled, rows = (
+        WarpRenderer(
+            SceneConfig(), ("wrist", "top"), *size, 2, fixed_looks=fixed, depth=True, segmentation=True
+        ).frames(state)
+        for fixed in (True, False)
+    )
+    assert tiled.rgb.shape == (2, 2, *size[::-1], 3)
+    assert np.std(tiled.segmentation[0, 1], axis=0).max() > 0
+    for name in ("rgb", "depth", "segmentation"):
+        same = np.isclose(getattr(tiled, name), getattr(rows, name), atol=1e-3 if name == "depth" else 1)
+        assert same.mean() > 0.995, name  # a ray on an edge may fall to either side
+
+
 # -- sensor --------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def grey():
