@@ -165,7 +165,7 @@ def run_gate(policy: Policy, settings: GateSettings, out: Path) -> GateResult:
     """
     out = prepare_folder(out, resume=False)
     try:
-        policy = _base_alone(policy, settings.verdict_tolerance_mm)
+        policy = _without_residual(policy, settings.verdict_tolerance_mm)
         trial = Trial(policy, min(settings.num_envs, math.ceil(settings.episodes / 2)), settings.seed)
         known = training_range(trial.base)
         check_joints(trial.env.observe(trial.start).joint_pos)
@@ -225,7 +225,7 @@ def gate_main(flags: GateFlags) -> int:
     return EXIT_STATUS[result.verdict.name]
 
 
-def _base_alone(policy: Policy, tolerance_mm: float) -> Policy:
+def _without_residual(policy: Policy, tolerance_mm: float) -> Policy:
     """The policy without its residual and pictures of it, with the verdict's tolerance among those evaluated."""
     residual = Residual(ResidualConfig(alpha=0.0), policy.base.num_features)
     tolerances = policy.tolerances
