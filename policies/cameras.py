@@ -32,7 +32,11 @@ def match_cameras(keys: Sequence[str], given: Sequence[str] | Mapping[str, str] 
         raise ConfigError(f"cameras is {given!r}; give a list of names, or a mapping from {', '.join(keys)} to names.")
     if isinstance(given, Mapping):
         if set(given) != set(keys):
-            raise ConfigError(f"cameras maps {', '.join(given)}; the checkpoint's cameras are {', '.join(keys)}.")
+            example = " ".join(f"{key}={view}" for key, view in zip(keys, _told_by_keys(keys), strict=True))
+            raise ConfigError(
+                f"The camera map has {', '.join(given)}; the checkpoint's cameras are {', '.join(keys)}. Map each of "
+                f"them to a camera of the scene, as in --camera-map {example}."
+            )
         views = tuple(given[key] for key in keys)
     else:
         views = tuple(given) if given is not None else _told_by_keys(keys)

@@ -107,6 +107,8 @@ def smoke(flags: SmokeFlags) -> None:
     inputs = [x.to(device) for x in (torch.from_numpy(images), torch.from_numpy(state), noise)]
     if flags.out:
         _save_pictures(flags.out, images, inputs[0], policy.config.vision.image_size)
+    else:
+        print("pictures are not kept; --out FOLDER keeps what is drawn and what the model sees of it")
 
     seconds = []
     for _ in range(2):

@@ -362,7 +362,10 @@ def saved_config(run: Path) -> TrainConfig:
             raise ValueError(f"it holds a {type(values).__name__}, not an object")
         return TrainConfig.from_dict(values)
     except FileNotFoundError:
-        raise CheckpointError(f"{run} is not a run folder: config.json is missing.") from None
+        what = "config.json is missing" if Path(run).is_dir() else "there is no such folder"
+        raise CheckpointError(
+            f"{run} is not a run folder: {what}. `so101 train` says where it keeps its own."
+        ) from None
     except (OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or of another version ({error}).") from None
 

@@ -96,8 +96,13 @@ def _renderer(flags: RenderFlags, name: str):
 
 def _every_backend(flags: RenderFlags) -> list:
     """Those that work on this machine, the reference first; madrona is built first, as it must be before JAX."""
-    found = {}
+    from mjx_so101.render.madrona import missing_requirement
+
+    found, lacks = {}, missing_requirement()
     for name in ("madrona", "mujoco", "warp"):
+        if name == "madrona" and lacks:  # said before anything that would only matter if it were there
+            print(f"without madrona: {lacks}", file=sys.stderr)
+            continue
         try:
             found[name] = _renderer(flags, name)
         except ConfigError as error:

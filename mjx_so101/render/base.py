@@ -75,7 +75,8 @@ def check_names_and_sizes(
         if name not in scene.camera_names:
             raise ConfigError(
                 f"camera {name!r} is unknown; valid cameras are {', '.join(scene.camera_names)}. "
-                "Choose as in cameras=('top', 'wrist'), or add others with SceneConfig(extra_cameras=...)."
+                "Choose as in cameras=('top', 'wrist') or --camera top wrist, or add others with "
+                "SceneConfig(extra_cameras=...)."
             )
     if len(set(cameras)) != len(cameras):
         raise ConfigError(f"cameras {', '.join(cameras)} name one twice; name each once.")

@@ -39,7 +39,10 @@ def resolve_folder(path: str | Path) -> Path:
     if folder.exists():
         raise ConfigError(f"{folder} is a file; give the folder that holds config.json and the safetensors files.")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)):
-        raise ConfigError(f"{path} is no folder here, and no Hugging Face repo id of the form owner/name.")
+        raise ConfigError(
+            f"{path} is no folder here, and no Hugging Face repo id of the form owner/name; check the path, or "
+            "make a checkpoint to try things out: so101 groot make-checkpoint my-checkpoint --size tiny."
+        )
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:

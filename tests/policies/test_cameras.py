@@ -28,7 +28,8 @@ def test_cameras_in_order():
         (["top", "wrist", "side"], "3 cameras are given"),
         (["left", "right"], "cannot be told"),
         ({"image_cam_0": "top", "image_cam_1": "top"}, "same view"),
-        ({"image_cam_0": "top"}, "checkpoint's cameras are"),
+        ({"image_cam_0": "top"}, "has image_cam_0; the checkpoint's cameras are image_cam_0, image_cam_1. Map each"),
+        ({"front": "top"}, "camera map has front.*--camera-map image_cam_0=top image_cam_1=wrist"),
         ("top", "list of names"),
     ],
 )

@@ -69,7 +69,7 @@ def randomization(folder, **ranges) -> Path:
         ("train --eval-every 0", ["eval_every is 0"]),
         ("train --stop-at-success 1.5", ["stop_at_success is 1.5"]),
         ("train --preset gpu", ["--preset gpu", "no GPU", "--preset cpu", "pip install", "so101 doctor"]),
-        ("train --resume nowhere", ["nowhere", "config.json"]),
+        ("train --resume nowhere", ["nowhere is not a run folder: there is no such folder"]),
         ("eval", ["nothing to run", "--run", "--base"]),
         ("eval --run somewhere --base zero", ["--run", "--base", "not both"]),
         ("eval --base zorro", ["'zorro'", "'zero'"]),

@@ -318,6 +318,14 @@ def test_render_compares_renderers(tmp_path, capsys):
     assert imageio.imread(out).shape == (2 * (24 + 2), 3 * (32 + 2), 3)
 
 
+def test_render_says_first_what_a_renderer_lacks(tmp_path, capsys, monkeypatch):
+    """Not that it could not vary the looks, which would not matter without it."""
+    monkeypatch.setattr("mjx_so101.render.madrona.missing_requirement", lambda: "package madrona is missing.")
+    out = tmp_path / "compared.png"
+    main(["render", *TINY, "--camera", "top", "--compare", "--randomize", "--out", str(out)])
+    assert "without madrona: package madrona is missing.\n" in capsys.readouterr().err
+
+
 def test_render_randomizes_looks(tmp_path):
     pictures = []
     for flag in ("--no-randomize", "--randomize"):
