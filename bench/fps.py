@@ -68,7 +68,8 @@ class FpsConfig:
     """Timed blocks; the median counts."""
     seed: int = 0
     headline: str = ""
-    """Name of the headline figure; default <device>_state_env_steps_per_s."""
+    """Name of the headline figure; default <device>_state_env_steps_per_s. With pictures a second figure is added,
+    whose name ends in _frames_per_s."""
     out: Path | None = None
     """JSON file to write."""
 
@@ -321,7 +322,11 @@ def main(config: FpsConfig) -> dict[str, Any]:
     """Measure, print the table and write the JSON; gives the record."""
     rows = [measure(config, name, n) for name in config.physics for n in config.num_envs]
     best = max(rows, key=lambda r: r["env_steps_per_s"])
-    headline = [figure(headline_name(config), best["env_steps_per_s"], "control steps/s")]
+    name = headline_name(config)
+    headline = [figure(name, best["env_steps_per_s"], "control steps/s")]
+    if config.obs == "rgb":
+        frames = best["render_only_frames_per_s"]
+        headline.append(figure(f"{name.removesuffix('_env_steps_per_s')}_frames_per_s", frames, "frames/s"))
     details = {
         "sheet_friction": config.sheet_friction,
         "randomization": config.randomization,

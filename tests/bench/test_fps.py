@@ -67,6 +67,19 @@ def test_each_count_and_backend_is_measured_and_the_best_is_the_headline(monkeyp
     assert len(capsys.readouterr().out.splitlines()) == 7
 
 
+def test_pictures_add_the_frames_per_second_of_the_best_row(monkeypatch):
+    def measured(config, backend, num_envs):
+        return {"physics": backend, "num_envs": num_envs, "env_steps_per_s": 10.0 * num_envs, "physics_steps_per_s": 1,
+                "contacts_per_env": 1.0, "compile_s": 1.0, "renderer": "warp", "cameras": ["top"], "width": 64,
+                "height": 64, "render_only_frames_per_s": 70.0 * num_envs}  # fmt: skip
+
+    monkeypatch.setattr(fps, "measure", measured)
+    config = FpsConfig(num_envs=(4, 8), physics=("native",), obs="rgb", headline="gpu_rgb64x1_env_steps_per_s")
+    steps, frames = fps.main(config)["headline"]
+    assert (steps["name"], steps["value"]) == ("gpu_rgb64x1_env_steps_per_s", 80.0)
+    assert frames == {"name": "gpu_rgb64x1_frames_per_s", "value": 560.0, "unit": "frames/s"}
+
+
 def test_resets_happen_and_are_counted(record):
     """Each environment starts at some age below 400 and does 400 steps, so it is reset at least once."""
     assert TaskConfig().episode_steps == 400
