@@ -110,7 +110,8 @@ class Roller:
         self._last = jax.jit(self._settle_and_keep)
         self._between = jax.jit(self._settle_and_act)
         self._step = jax.jit(self._whole_step)
-        self._scan = jax.jit(self._scan_steps, static_argnames="steps")
+        # the old carry's buffers become the new one's: Warp then meets few sets of buffers, see `graphs.graph_mode`
+        self._scan = jax.jit(self._scan_steps, static_argnames="steps", donate_argnames="carry")
         self.value_vectors = jax.jit(self._value_vectors)
 
     def variant(self, mode: str, noise: float = 0.0) -> Roller:
@@ -183,7 +184,8 @@ class Roller:
 
     # -- whole rollouts ----------------------------------------------------------------------------------------------
     def roll(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
-        """`steps` control steps; gives the new carry and what `keep` kept of each step, stacked over time."""
+        """`steps` control steps; gives the new carry and what `keep` kept of each step, stacked over time. On a
+        jittable backend the given carry is used up."""
         if not self.base.jittable:
             return self._roll_with_model(learner, carry, steps)
         if self.env.jittable:

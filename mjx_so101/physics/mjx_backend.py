@@ -63,18 +63,17 @@ class MjxPhysics:
         def begin(qpos, qvel, warmstart):
             return empty.replace(qpos=qpos, qvel=qvel, qacc_warmstart=warmstart)
 
-        def substep(carry, motor):
+        def substep(i, carry):
             data, overflow = carry
-            data = jax.vmap(mjx.step, in_axes=(axes, 0))(model, data.replace(ctrl=motor))
-            return (data, overflow | self._overflow(data)), None
+            # A slice across environments is copied, so that every substep gives MJX the same buffer: Warp records a
+            # CUDA graph for each set of them. A slice [substep] of a transposed ctrl would be passed as it lies.
+            data = jax.vmap(mjx.step, in_axes=(axes, 0))(model, data.replace(ctrl=ctrl[:, i]))
+            return data, overflow | self._overflow(data)
 
         data = jax.vmap(begin)(state.qpos, state.qvel, state.warmstart)
-        with _clamped_motor_damping() if self.name == "jax" else contextlib.nullcontext():
-            return self._substeps(substep, data, ctrl)
-
-    def _substeps(self, substep, data: mjx.Data, ctrl: jax.Array) -> PhysicsState:
         start = (data, jnp.zeros(ctrl.shape[0], jnp.int32))
-        (data, overflow), _ = jax.lax.scan(substep, start, jnp.swapaxes(ctrl, 0, 1))
+        with _clamped_motor_damping() if self.name == "jax" else contextlib.nullcontext():
+            data, overflow = jax.lax.fori_loop(0, ctrl.shape[1], substep, start)
         return PhysicsState(qpos=data.qpos, qvel=data.qvel, warmstart=data.qacc_warmstart, overflow=overflow)
 
     def _overflow(self, data: mjx.Data) -> jax.Array:
