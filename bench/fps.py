@@ -42,7 +42,7 @@ from train.report import peak_memory, provenance
 
 MIN_CONTACTS = 0.5
 WARM_UP = 3
-"""Untimed blocks after compilation. On a GPU Warp records a CUDA graph (0.1 s) in each of the first three calls."""
+"""Untimed blocks after compilation. On a GPU Warp records CUDA graphs in each of the first three calls."""
 
 
 @dataclasses.dataclass(frozen=True)

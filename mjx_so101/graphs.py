@@ -10,9 +10,10 @@ import jax
 def graph_mode(host_stepped: bool) -> Any:
     """Graph mode for `mjx.put_model(impl="warp")`; None leaves it to MJX.
 
-    MJX records a graph for each set of buffer addresses. Inside one jitted rollout they stay the same; in a function
-    called anew from the host for every step they change, and recording takes longer than the step
-    (bench/results/h100_groot.json). `host_stepped` therefore copies through fixed buffers instead.
+    MJX records a graph for each set of buffer addresses and keeps the last 32. Rollouts that give their carry's buffers
+    back meet few of them (bench/results/h100_train_study.json). In a function called anew from the host for every step
+    they keep changing, and recording takes longer than the step (bench/results/h100_groot.json): `host_stepped` therefore
+    copies through fixed buffers instead.
     """
     if not host_stepped or jax.default_backend() != "gpu":
         return None

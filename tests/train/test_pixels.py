@@ -1,113 +1,29 @@
-"""Learning from pixels: what actor and rollout see, store and cost; `so101 render`; the benches with pictures."""
+"""Learning from pixels: what actor and rollout see, store and cost."""
 
 import dataclasses
 import json
 import re
-from pathlib import Path
 
-import imageio.v2 as imageio
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench.cameras import CamerasConfig
-from bench.fps import FpsConfig, headline_name
 from mjx_so101 import CheckpointError, ConfigError, HealthError
 from mjx_so101.params import load_randomization
 from mjx_so101.render import PRESETS as RENDER_PRESETS
 from mjx_so101.render import RenderConfig
 from policies.base import make_base
-from policies.residual import ACTOR_LAYOUT, Residual, ResidualConfig, actor_layout, actor_vector, layout_sizes
+from policies.residual import Residual, ResidualConfig, layout_sizes
 from train import checkpoint, eyes
 from train.cli import main
 from train.config import TrainConfig
 from train.eyes import Eyes, check_memory, pixel_memory
-from train.pictures import RenderFlags
 from train.policy import load_policy
 from train.rollout import SAMPLE, Mix, Roller
 
 KEY = jax.random.PRNGKey(7)
 RENDER = RenderConfig(width=16, height=16, detail="coarse")
-OF_THE_SHEET = {"goal_vector", "goal_yaw", "overshoot", "sheet_vel", "effector_on_sheet"}
-
-
-@pytest.fixture(scope="module")
-def residual():
-    """A residual over a base policy with six features, as `jacobian` has them."""
-    return Residual(ResidualConfig(hidden=(16, 16)), 6, RENDER)
-
-
-@pytest.fixture(scope="module")
-def vectors(residual):
-    """Random input of five actors, pictures included."""
-    rng = np.random.default_rng(0)
-    return {
-        "state": jnp.asarray(rng.normal(size=(5, residual.sizes["state"])), jnp.float32),
-        "pixels/top": jnp.asarray(rng.integers(0, 256, (5, 16, 16, 3)), jnp.uint8),
-    }
-
-
-# -- the networks --------------------------------------------------------------------------------------------------
-def test_fresh_mean_is_exactly_zero_whatever_is_seen(residual, vectors):
-    mean = residual.distribution.mode(residual.logits(residual.init(KEY), vectors))
-    assert mean.shape == (5, 6)
-    assert not np.asarray(mean).any()
-
-
-def test_an_actor_that_has_learned_uses_its_pictures(residual, vectors, shaken):
-    learner = shaken(residual.init(KEY), 0.5)
-    other = {**vectors, "pixels/top": vectors["pixels/top"][:, ::-1]}
-    means = [residual.distribution.mode(residual.logits(learner, seen)) for seen in (vectors, other)]
-    assert np.abs(means[0] - means[1]).max(1).min() > 1e-4
-
-
-def test_gradients_reach_every_layer_of_the_convolutions(residual, vectors, shaken):
-    learner = shaken(residual.init(KEY), 0.1)
-
-    def loss(policy):
-        mean = residual.distribution.mode(residual.logits(learner.replace(policy=policy), vectors))
-        return jnp.sum((mean - 1) ** 2)
-
-    gradient = jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(learner.policy))
-    names = [jax.tree_util.keystr(path) for path, _ in gradient]
-    convolutions = [leaf for name, (_, leaf) in zip(names, gradient, strict=True) if "conv" in name.lower()]
-    assert len(convolutions) >= 4, names  # kernel and bias of at least two
-    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in convolutions)
-
-
-def test_pictures_are_scaled_inside_the_network(residual, vectors, shaken):
-    """uint8 goes in; a float32 copy of the same values gives the same answer."""
-    learner = shaken(residual.init(KEY), 0.5)
-    floats = {**vectors, "pixels/top": vectors["pixels/top"].astype(jnp.float32)}
-    np.testing.assert_allclose(residual.logits(learner, vectors), residual.logits(learner, floats), atol=1e-6)
-
-
-# -- what the actor is told ----------------------------------------------------------------------------------------
-def test_layout_with_pixels_says_nothing_of_the_sheet():
-    assert {name for name, _, _ in actor_layout(False)} == {name for name, _, _ in ACTOR_LAYOUT}
-    assert {name for name, _, _ in ACTOR_LAYOUT} - {name for name, _, _ in actor_layout(True)} == OF_THE_SHEET
-
-
-def test_layout_with_pixels_lists_its_pictures():
-    with_pixels = layout_sizes(6, RenderConfig(cameras=("top", "wrist"), width=10, height=20))
-    assert with_pixels["pixels"] == {"top": 600, "wrist": 600}
-    assert with_pixels["privileged_state"] == layout_sizes(6)["privileged_state"]
-    assert set(with_pixels["state"]) == set(layout_sizes(6)["state"]) - OF_THE_SHEET
-
-
-def test_vector_with_pixels_does_not_change_with_the_sheet(make_env):
-    env = make_env(4, "nominal")
-    seen = jax.tree.map(lambda leaf: leaf[0], env.observe(env.reset(0)))
-    moved = seen.replace(sheet=seen.sheet + jnp.array([0.05, -0.03, 0.4]), sheet_vel=seen.sheet_vel + 0.1)
-    rest = (seen.target, jnp.zeros(0), jnp.zeros(6))
-
-    def vector(seen, pixels):
-        return np.asarray(actor_vector(env.task, seen, *rest, pixels=pixels))
-
-    np.testing.assert_array_equal(vector(moved, True), vector(seen, True))
-    assert (vector(moved, False) != vector(seen, False)).sum() >= 8
-    assert vector(seen, True).shape == (Residual(ResidualConfig(), 0, RENDER).sizes["state"],)
 
 
 # -- the rollout ---------------------------------------------------------------------------------------------------
@@ -291,117 +207,6 @@ def test_training_refuses_a_renderer_outside_jit(tmp_path, capsys):
         main(["train", *flags, "--preset", "cpu", "--out", str(tmp_path / "run")])
     assert stopped.value.code == 2
     assert "learning from pixels needs 'warp'" in " ".join(capsys.readouterr().err.split())
-
-
-# -- so101 render --------------------------------------------------------------------------------------------------
-TINY = ["--num-envs", "2", "--width", "32", "--height", "24", "--steps", "2", "--detail", "coarse"]
-
-
-def test_render_writes_a_contact_sheet(tmp_path, capsys):
-    out = tmp_path / "new" / "sheet.png"
-    main(["render", *TINY, "--camera", "top", "wrist", "--out", str(out)])
-    picture = imageio.imread(out)
-    assert picture.shape == (24 + 2, 2 * 2 * (32 + 2), 3)
-    for column in (0, 34, 68, 102):
-        assert np.ptp(picture[:24, column : column + 32].reshape(-1, 3), axis=0).min() > 30
-    assert (picture[:24, :32] != picture[:24, 68:100]).any()  # two environments
-    assert f"{out}: 2 environments, top and wrist, 32 x 24" in capsys.readouterr().out
-
-
-def test_render_compares_renderers(tmp_path, capsys):
-    out = tmp_path / "compared.png"
-    main(["render", *TINY, "--camera", "top", "--compare", "--no-shadows", "--out", str(out)])
-    (difference,) = re.findall(
-        r"warp against mujoco: mean absolute difference ([\d.]+) of 255", capsys.readouterr().out
-    )
-    assert float(difference) <= 12
-    assert imageio.imread(out).shape == (2 * (24 + 2), 3 * (32 + 2), 3)
-
-
-def test_render_says_first_what_a_renderer_lacks(tmp_path, capsys, monkeypatch):
-    """Not that it could not vary the looks, which would not matter without it."""
-    monkeypatch.setattr("mjx_so101.render.madrona.missing_requirement", lambda: "package madrona is missing.")
-    out = tmp_path / "compared.png"
-    main(["render", *TINY, "--camera", "top", "--compare", "--randomize", "--out", str(out)])
-    assert "without madrona: package madrona is missing.\n" in capsys.readouterr().err
-
-
-def test_render_randomizes_looks(tmp_path):
-    pictures = []
-    for flag in ("--no-randomize", "--randomize"):
-        out = tmp_path / f"{flag}.png"
-        main(["render", *TINY, "--camera", "top", flag, "--renderer", "mujoco", "--base", "zero", "--out", str(out)])
-        pictures.append(imageio.imread(out).astype(int))
-    assert np.abs(pictures[0] - pictures[1]).mean() > 5
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--num-envs", "0"], "num_envs is 0; it must be at least 1"),
-        (["--num-envs", "many"], "--num-envs"),
-        (["--camera", "front"], "camera 'front' is unknown; valid cameras are top, wrist"),
-        (["--camera", "top", "top"], "name one twice"),
-        (["--steps", "-1"], "steps is -1; it must be at least 0"),
-        (["--width", "0"], "picture size is 0 x 24"),
-        (["--renderer", "vulkan"], "renderer is 'vulkan'; choose one of 'warp', 'madrona', 'mujoco'"),
-        (["--detail", "medium"], "detail is 'medium'; choose one of 'fine', 'coarse'"),
-        (["--base", "jacobean"], "base is 'jacobean'"),
-        (["--zoom", "2"], "--zoom"),
-    ],
-)
-def test_render_refuses_bad_flags(tmp_path, capsys, flags, words):
-    out = tmp_path / "never.png"
-    with pytest.raises(SystemExit) as stopped:
-        main(["render", *TINY, *flags, "--out", str(out)])
-    assert stopped.value.code == 2
-    message = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert words in message
-    assert not out.exists()
-
-
-# -- benches -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("config", "name"),
-    [
-        (FpsConfig(), "cpu_state_env_steps_per_s"),
-        (FpsConfig(obs="rgb"), "cpu_rgb64x1_env_steps_per_s"),
-        (FpsConfig(obs="rgb", render=RENDER_PRESETS["gr00t"]), "cpu_rgb320x240x2_env_steps_per_s"),
-        (FpsConfig(obs="rgb", headline="mine"), "mine"),
-    ],
-)
-def test_headline_names_size_and_cameras(config, name):
-    assert headline_name(config) == name
-
-
-@pytest.mark.parametrize(
-    ("kind", "bad", "words"),
-    [
-        (FpsConfig, {"obs": "video"}, "obs is 'video'; choose one of 'state', 'rgb'"),
-        (FpsConfig, {"obs": "rgb", "render": RenderConfig("madrona"), "num_envs": (8, 16)}, "madrona.*one num_envs"),
-        (CamerasConfig, {"size": ("64x64",)}, "4 num_envs for 1 sizes"),
-        (CamerasConfig, {"size": ("64",), "num_envs": (8,)}, "size '64' is not WIDTHxHEIGHT"),
-        (CamerasConfig, {"size": ("64xwide",), "num_envs": (8,)}, "size '64xwide' is not WIDTHxHEIGHT"),
-        (CamerasConfig, {"size": ("x64",), "num_envs": (8,)}, "size 'x64' is not WIDTHxHEIGHT"),
-        (CamerasConfig, {"cameras": (1, 3)}, r"cameras is \(1, 3\); give 1"),
-        (CamerasConfig, {"cameras": ()}, r"cameras is \(\); give 1"),
-        (CamerasConfig, {"size": (), "num_envs": ()}, "size is empty"),
-        (CamerasConfig, {"size": ("0x0",), "num_envs": (8,)}, "picture size is 0 x 0"),
-        (CamerasConfig, {"size": ("8x8",), "num_envs": (-4,)}, "num_envs is .*at least 1"),
-        (CamerasConfig, {"renderer": "foo"}, "renderer is 'foo'; choose one of"),
-        (CamerasConfig, {"physics": "foo"}, "physics is 'foo'; choose one of"),
-        (CamerasConfig, {"detail": "foo"}, "detail is 'foo'; choose one of 'fine', 'coarse'"),
-        (CamerasConfig, {"steps": 0}, "steps is 0"),
-        (RenderConfig, {"cameras": "top"}, "cameras is 'top'; give a tuple"),
-        (RenderConfig, {"cameras": ()}, "give a tuple of at least one name"),
-        (RenderConfig, {"width": 16.5}, "picture size is 16.5 x 64"),
-        (RenderFlags, {"out": Path("sheet")}, "out is 'sheet'; give a file that ends in .png"),
-        (RenderFlags, {"out": Path(".")}, "give a file that ends in .png"),
-    ],
-)
-def test_bad_bench_settings_are_refused(kind, bad, words):
-    with pytest.raises(ConfigError, match=words):
-        kind(**bad)
 
 
 @pytest.mark.slow

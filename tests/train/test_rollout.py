@@ -95,6 +95,26 @@ def test_rolling_on_equals_rolling_at_once(jacobian, begin, differences):
     assert not differences(whole, carry)
 
 
+def test_a_rollout_inside_jit_does_what_the_host_does_and_uses_its_carry_up(make_env, shaken):
+    """`warp` steps inside the scan; the buffers of the new carry are those of the old one."""
+    ends = {}
+    for physics in ("native", "warp"):
+        env = make_env(2, "nominal", physics=physics)
+        residual = Residual(ResidualConfig(hidden=(16,)), 0)
+        roller = Roller(env, make_base("zero", env.task), residual, lambda pending, *_: pending.residual, mode=MEAN)
+        learner = shaken(residual.init(KEY), 0.5)
+        begin = roller.start(KEY)
+        places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(begin)]
+        ends[physics], kept = roller.roll(learner, begin, 3)
+        assert np.abs(kept[-1]).min(1).max() > 0.01  # the residual acts
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(begin))
+    assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(ends["warp"])] == places
+    for name in ("qpos", "qvel"):
+        native, warp = (getattr(ends[physics].state.physics, name) for physics in ("native", "warp"))
+        np.testing.assert_allclose(native, warp, atol=2e-3)
+    np.testing.assert_allclose(ends["native"].state.target, ends["warp"].state.target, atol=1e-4)
+
+
 # -- ends of episodes and reward terms -----------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def roller(make_env):
