@@ -17,7 +17,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from brax.training import networks as brax_networks
 from brax.training.acme import running_statistics, specs
 from brax.training.agents.ppo import networks as ppo_networks
 
@@ -26,10 +25,9 @@ from mjx_so101.geometry import rotate
 from mjx_so101.params import FIELDS
 from mjx_so101.render import RenderConfig
 from mjx_so101.task import Observation, PaperReturn, State
+from policies.vision import vision_network
 
 ACTION_SIZE = 6
-CELL = 4
-"""Side (pixels) of the squares that `cells` makes of a picture."""
 
 ACTOR_LAYOUT: tuple[tuple[str, int, str], ...] = (
     ("joint_pos", 6, "measured joint positions, rad"),
@@ -199,30 +197,11 @@ class Residual:
             mean_kernel_init_fn=lambda: jax.nn.initializers.zeros,  # step 0 is exactly the base policy
         )
         self._value, self.distribution = networks.value_network, networks.parametric_action_distribution
-        self._policy = networks.policy_network if render is None else self._vision_network(render)
-
-    def _vision_network(self, render: RenderConfig) -> brax_networks.FeedForwardNetwork:
-        """A convolutional network per camera, pooled to where each feature is in the image, then the same layers.
-
-        Its first layer looks at 8 x 8 pixels every 4 pixels, as kernels of 2 x 2 over the pictures' `cells`.
-        """
-        cells = (-(-render.height // CELL), -(-render.width // CELL), 3 * CELL**2)
-        pictures = {f"pixels/{name}": cells for name in render.cameras}
-        return brax_networks.make_policy_network_vision(
-            {**pictures, "state": (self.sizes["state"],)},
-            ACTION_SIZE,
-            preprocess_observations_fn=_normalize,
-            hidden_layer_sizes=self.config.hidden,
-            activation=jnp.tanh,
-            state_obs_key="state",
-            distribution_type="normal",
-            noise_std_type="log",
-            init_noise_std=self.config.initial_std,
-            mean_kernel_init=jax.nn.initializers.zeros,
-            cnn_kernel_size=(2, 4, 3),
-            cnn_stride=(1, 2, 1),
-            cnn_global_pool="spatial_softmax",
-        )
+        self._policy = networks.policy_network
+        if render is not None:
+            self._policy = vision_network(
+                render, self.sizes["state"], ACTION_SIZE, config.hidden, config.initial_std, _normalize
+            )
 
     def init(self, key: jax.Array) -> Learner:
         """Fresh parameters; the mean residual is zero for every input."""
@@ -239,12 +218,7 @@ class Residual:
     def logits(self, learner: Learner, vectors: dict[str, jax.Array]):
         """Parameters of the action distribution for vectors {'state': [..., size], ...} and, for an actor that sees,
         {'pixels/CAMERA': uint8 [..., height, width, 3]}."""
-        if self.render is None:
-            return self._policy.apply(learner.normalizer, learner.policy, vectors)
-        dtype = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
-        seen = {key: cells(value).astype(dtype) / 255 for key, value in vectors.items() if key.startswith("pixels/")}
-        policy = _first_convolutions_as(dtype, learner.policy)
-        return self._policy.apply(learner.normalizer, policy, {"state": vectors["state"], **seen})
+        return self._policy.apply(learner.normalizer, learner.policy, vectors)
 
     def value(self, learner: Learner, vectors: dict[str, jax.Array]) -> jax.Array:
         """Value estimate [...] from vectors['privileged_state']."""
@@ -254,31 +228,6 @@ class Residual:
     def authority(self) -> float:
         """Correction of a joint target at r = 1: alpha * residual_scale, rad."""
         return self.config.alpha * self.config.residual_scale
-
-
-def cells(pictures: jax.Array) -> jax.Array:
-    """[..., height, width, 3] to [..., height / CELL, width / CELL, 3 * CELL**2], rounded up with zeros.
-
-    The same numbers in another order: a convolution over 48 channels keeps a GPU busy, one over 3 does not.
-    """
-    *lead, height, width, channels = pictures.shape
-    rows, columns = -(-height // CELL), -(-width // CELL)
-    missing = ((0, rows * CELL - height), (0, columns * CELL - width), (0, 0))
-    padded = jnp.pad(pictures, (*[(0, 0)] * len(lead), *missing))
-    grid = padded.reshape(*lead, rows, CELL, columns, CELL, channels)
-    return jnp.swapaxes(grid, -4, -3).reshape(*lead, rows, columns, channels * CELL**2)
-
-
-def _first_convolutions_as(dtype, parameters: Any) -> Any:
-    """The parameters with those of all convolutions but the last of each camera in `dtype`.
-
-    The last one computes in float32 again, because where a feature is in the image must be exact.
-    """
-
-    def cast(path, leaf):
-        return leaf.astype(dtype) if any(str(part.key) in ("Conv_0", "Conv_1") for part in path) else leaf
-
-    return jax.tree_util.tree_map_with_path(cast, parameters)
 
 
 def blend(base_target: jax.Array, r: jax.Array, authority: float | jax.Array) -> jax.Array:

@@ -12,9 +12,9 @@ from policies.residual import (
     ResidualConfig,
     actor_layout,
     actor_vector,
-    cells,
     layout_sizes,
 )
+from policies.vision import cells
 
 KEY = jax.random.PRNGKey(7)
 RENDER = RenderConfig(width=16, height=16, detail="coarse")
