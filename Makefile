@@ -26,7 +26,7 @@ train: venv
 test: venv
 	@if [ ! -e .venv/.tests ] || [ pyproject.toml -nt .venv/.tests ]; then \
 		$(PIP) install --editable ".[test]" && touch .venv/.tests; fi
-	$(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: venv
 	$(VENV_PYTHON) -m ruff check

@@ -21,6 +21,12 @@ from policies.hand import HandConfig, approach_direction  # noqa: E402
 from policies.ik import reach_point  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of whole runs come first, so that no process is left alone with one of them at the end."""
+    first = ("train", "bench")
+    items.sort(key=lambda item: first.index(item.path.parent.name) if item.path.parent.name in first else len(first))
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder of the small files that tests compare with."""

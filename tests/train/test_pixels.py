@@ -1,6 +1,7 @@
 """Learning from pixels: what actor and rollout see, store and cost."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -9,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mjx_so101 import CheckpointError, ConfigError, HealthError
+from mjx_so101 import CheckpointError, ConfigError, HealthError, TaskConfig
 from mjx_so101.params import load_randomization
 from mjx_so101.render import PRESETS as RENDER_PRESETS
 from mjx_so101.render import RenderConfig
 from policies.base import make_base
 from policies.residual import Residual, ResidualConfig, layout_sizes
-from train import checkpoint, eyes
+from train import checkpoint, config, eyes
 from train.cli import main
 from train.config import TrainConfig
 from train.eyes import Eyes, check_memory, pixel_memory
@@ -210,22 +211,15 @@ def test_training_refuses_a_renderer_outside_jit(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_training_from_pixels_ends_in_a_policy_that_can_be_evaluated(tmp_path, capsys):
+def test_training_from_pixels_ends_in_a_policy_that_can_be_evaluated(tmp_path, capsys, monkeypatch):
     """Rollout, update, evaluation, report and checkpoint with pictures, as small as they can be."""
+    monkeypatch.setattr(config, "TaskConfig", functools.partial(TaskConfig, episode_steps=20))  # evaluations too
     flags = [
         *("--obs", "pixels", "--width", "16", "--height", "16", "--physics", "native", "--num-envs", "4"),
-        *("--unroll", "4", "--minibatches", "2", "--epochs", "1", "--steps", "32", "--episode-steps", "40"),
+        *("--unroll", "4", "--minibatches", "2", "--epochs", "1", "--steps", "32", "--episode-steps", "20"),
         *("--eval-episodes", "2", "--report-episodes", "2", "--eval-every", "0.5", "--hidden", "16", "16"),
-        *(
-            "--no-video",
-            "--strict",
-            "--randomization",
-            "plain+looks",
-            "--preset",
-            "cpu",
-            "--out",
-            str(tmp_path / "run"),
-        ),
+        *("--no-video", "--strict", "--randomization", "plain+looks", "--preset", "cpu"),
+        *("--out", str(tmp_path / "run")),
     ]
     main(["train", *flags])
     assert "Pixels take" in capsys.readouterr().out
