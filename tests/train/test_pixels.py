@@ -21,6 +21,7 @@ from train.cli import main
 from train.config import TrainConfig
 from train.eyes import Eyes, check_memory, pixel_memory
 from train.policy import load_policy
+from train.ppo import PPO, PPOConfig
 from train.rollout import SAMPLE, Mix, Roller
 
 KEY = jax.random.PRNGKey(7)
@@ -87,6 +88,20 @@ def test_alpha_zero_is_the_base_policy_bit_for_bit(roller, learner):
 def test_residual_from_pixels_moves_the_arm(roller, rolled, learner):
     without, _ = copy_with_authority(roller, 0.0).roll(learner, roller.start(KEY), 4)
     assert np.abs(rolled[0].state.physics.qpos - without.state.physics.qpos)[:, :6].max(1).min() > 1e-3
+
+
+def test_an_update_by_calls_is_the_update_in_a_loop(roller, rolled, learner):
+    """A CPU makes a call for each minibatch, because XLA is slow at convolutions inside a loop there."""
+    carry, transition = rolled
+    ppo = PPO(PPOConfig(epochs=2, minibatches=2), roller.residual, updates=1)
+    given = (learner, ppo.init(learner), transition, roller.value_vectors(carry), KEY)
+    assert ppo.update == ppo._update_from_host
+    by_calls, in_a_loop = ppo.update(*given), jax.jit(ppo._update)(*given)
+    assert jax.tree.structure(by_calls) == jax.tree.structure(in_a_loop)
+    for one, other in zip(jax.tree.leaves(by_calls), jax.tree.leaves(in_a_loop), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), by_calls[0].policy, learner.policy)
+    assert min(jax.tree.leaves(moved)) > 1e-3
 
 
 def copy_with_authority(roller, authority):
