@@ -138,7 +138,7 @@ def learning_curve(evaluations: list[dict[str, Any]], base: dict[str, Any], path
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Markdown table of summaries by name."""
     tolerances = list(next(iter(results.values()))["success"])
-    head = ["policy", *(f"success {t} mm" for t in tolerances), "return", "distance mm", "yaw deg", "|residual| mrad"]
+    head = ["policy", *(f"success {t} mm" for t in tolerances), "return", "distance mm", "yaw deg", "residual mrad"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, s in results.items():
         rates = [f"{e['rate']:.1%} ({e['low']:.1%}-{e['high']:.1%})" for e in s["success"].values()]

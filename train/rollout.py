@@ -192,7 +192,7 @@ class Roller:
             return self._scan(learner, carry, self.mix, steps=steps)
         kept = []
         pending = self._act(learner, carry, self.mix)
-        for t in range(steps):
+        for t in _counted(steps):
             physics = self._physics(pending)
             if t + 1 < steps:
                 pending, keep = self._between(learner, pending, physics, self.mix)
@@ -204,9 +204,7 @@ class Roller:
     def _roll_with_model(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
         """The base policy's model runs on the host between control steps."""
         kept = []
-        # an evaluation can take minutes on a CPU; the few steps of a training iteration have the trainer's own bar
-        quiet = None if steps >= 100 else True  # None: only where there is a terminal
-        for _ in tqdm(range(steps), "control steps", delay=5, leave=False, disable=quiet):
+        for _ in _counted(steps):
             carry = carry.replace(base=self.base.refill(carry.base, carry.state))
             if self.env.jittable:
                 carry, keep = self._step(learner, carry, self.mix)
@@ -233,6 +231,12 @@ class Roller:
 
     def _scan_steps(self, learner: Learner, carry: Carry, mix: Mix, steps: int) -> tuple[Carry, Any]:
         return jax.lax.scan(lambda carry, _: self._whole_step(learner, carry, mix), carry, None, length=steps)
+
+
+def _counted(steps: int) -> tqdm:
+    """The steps; with a bar of their own if they are many, as in an evaluation, which can take minutes on a CPU."""
+    quiet = None if steps >= 100 else True  # None: only where there is a terminal
+    return tqdm(range(steps), "control steps", delay=5, leave=False, disable=quiet)
 
 
 def _stacked(kept: list[Any]) -> Any:

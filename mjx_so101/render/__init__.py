@@ -41,8 +41,10 @@ class RenderConfig:
         require_choice("detail", self.detail, DETAILS)
         if isinstance(self.cameras, str) or not self.cameras:
             raise ConfigError(f"cameras is {self.cameras!r}; give a tuple of at least one name, such as ('top',).")
-        if not all(size == int(size) and size >= 1 for size in (self.width, self.height)):
-            raise ConfigError(f"picture size is {self.width} x {self.height}; give whole numbers of at least 1 pixel.")
+        if not all(isinstance(size, int | float) and size == int(size) >= 1 for size in (self.width, self.height)):
+            raise ConfigError(
+                f"picture size is {self.width!r} x {self.height!r}; give whole numbers of at least 1 pixel."
+            )
 
     @property
     def channels(self) -> int:
@@ -75,6 +77,10 @@ def make_renderer(
     warp draws faster if no looks vary; None expects any. Raises ConfigError for an unknown camera, looks that the
     backend cannot vary, pictures that do not fit into memory, or what the backend needs and this machine lacks.
     """
+    if not isinstance(config, RenderConfig):
+        raise ConfigError(f"config is {config!r}; give a RenderConfig, such as one of PRESETS: {', '.join(PRESETS)}.")
+    if not isinstance(scene, SceneConfig | None):
+        raise ConfigError(f"scene is a {type(scene).__name__}; give a SceneConfig, such as an environment's env.scene.")
     scene = dataclasses.replace(scene or SceneConfig(), detail=config.detail)
     options = {"shadows": config.shadows, "textures": config.textures, **options}
     size = (scene, config.cameras, config.width, config.height, num_envs)

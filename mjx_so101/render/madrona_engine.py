@@ -152,7 +152,7 @@ def missing_requirement() -> str | None:
         return f"it needs Linux on x86-64, this is {sys.platform} on {platform.machine()}; use renderer 'warp'."
     for module in ("gs_madrona", "torch"):
         if importlib.util.find_spec(module) is None:
-            return f"package {module} is missing: pip install -e '.[madrona]'."
+            return f"package {module} is missing: pip install -e '.[madrona]' (it also needs an NVIDIA GPU)."
     if ctypes.util.find_library("vulkan") is None:
         return "the Vulkan loader libvulkan.so.1 is missing: apt-get install libvulkan1."
     import torch

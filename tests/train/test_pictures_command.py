@@ -11,7 +11,7 @@ from bench.cameras import CamerasConfig
 from bench.fps import FpsConfig, headline_name
 from mjx_so101 import ConfigError
 from mjx_so101.render import PRESETS as RENDER_PRESETS
-from mjx_so101.render import RenderConfig
+from mjx_so101.render import RenderConfig, make_renderer
 from train.cli import main
 from train.pictures import RenderFlags
 
@@ -117,6 +117,13 @@ def test_headline_names_size_and_cameras(config, name):
         (RenderConfig, {"cameras": "top"}, "cameras is 'top'; give a tuple"),
         (RenderConfig, {"cameras": ()}, "give a tuple of at least one name"),
         (RenderConfig, {"width": 16.5}, "picture size is 16.5 x 64"),
+        (RenderConfig, {"width": "16"}, "picture size is '16' x 64"),
+        (
+            make_renderer,
+            {"config": "gr00t"},
+            "config is 'gr00t'; give a RenderConfig, such as one of PRESETS: small, gr00t",
+        ),
+        (make_renderer, {"config": RenderConfig(), "scene": 3}, "scene is a int; give a SceneConfig"),
         (RenderFlags, {"out": Path("sheet")}, "out is 'sheet'; give a file that ends in .png"),
         (RenderFlags, {"out": Path(".")}, "give a file that ends in .png"),
     ],
