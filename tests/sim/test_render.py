@@ -268,6 +268,11 @@ def test_camera_names_must_differ():
         SceneConfig(extra_cameras=(SIDE, SIDE))
 
 
+def test_a_camera_by_name_alone_is_refused():
+    with pytest.raises(ConfigError, match=r"extra_cameras holds 's'; give CameraConfig\("):
+        SceneConfig(extra_cameras="side")
+
+
 @pytest.mark.parametrize("body", ["base", "gripper", "paper"])
 def test_a_camera_rides_on_the_body_it_names(body):
     scene = SceneConfig(extra_cameras=(CameraConfig("rider", (0.01, 0.02, 0.03), (1, 0, 0, 0), body),))
