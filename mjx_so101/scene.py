@@ -128,7 +128,7 @@ class SceneConfig:
             raise ConfigError(f"mesh_triangles is {self.mesh_triangles}; it must be at least {MIN_TRIANGLES}.")
         for camera in self.extra_cameras:
             if not isinstance(camera, CameraConfig):
-                raise ConfigError(f"extra_cameras holds {camera!r}; give CameraConfig(name, position, quaternion, ...).")
+                raise ConfigError(f"extra_cameras holds {camera!r}; give CameraConfig(name, position, quaternion).")
         names = self.camera_names
         if len(set(names)) != len(names):
             raise ConfigError(f"camera names {', '.join(names)} are not unique; rename the repeated one.")
