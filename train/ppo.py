@@ -76,8 +76,8 @@ class PPO:
         self.optimizer = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate))
         self._gradient_step = gradients.gradient_update_fn(self.loss, self.optimizer, pmap_axis_name=None, has_aux=True)
         # XLA for CPUs compiles gradients of convolutions well outside loops only: 30 times faster than in a scan
-        unrolled = residual.render is not None and jax.default_backend() == "cpu"
-        self.update = self._update_from_host if unrolled else jax.jit(self._update)
+        from_host = residual.render is not None and jax.default_backend() == "cpu"
+        self.update = self._update_from_host if from_host else jax.jit(self._update)
         self._jitted_begin, self._jitted_minibatch = jax.jit(self._begin), jax.jit(self._minibatch)
 
     def init(self, learner: Learner) -> optax.OptState:
@@ -91,8 +91,7 @@ class PPO:
         learner, batch, orders = self._begin(learner, data, last, key)
 
         def minibatch(carry, rows):
-            parameters, opt_state, metrics = self._minibatch(*carry, learner.normalizer, batch, rows)
-            return (parameters, opt_state), metrics
+            return self._minibatch(carry, learner.normalizer, batch, rows)
 
         (parameters, opt_state), metrics = jax.lax.scan(minibatch, (_parameters(learner), opt_state), orders)
         return learner.replace(**parameters), opt_state, jax.tree.map(jnp.mean, metrics)
@@ -102,12 +101,11 @@ class PPO:
     ) -> tuple[Learner, optax.OptState, dict[str, jax.Array]]:
         """`_update` with one call for each minibatch."""
         learner, batch, orders = self._jitted_begin(learner, data, last, key)
-        parameters, seen = _parameters(learner), []
+        carry, seen = (_parameters(learner), opt_state), []
         for rows in orders:
-            parameters, opt_state, metrics = self._jitted_minibatch(
-                parameters, opt_state, learner.normalizer, batch, rows
-            )
+            carry, metrics = self._jitted_minibatch(carry, learner.normalizer, batch, rows)
             seen.append(metrics)
+        parameters, opt_state = carry
         return learner.replace(**parameters), opt_state, jax.tree.map(lambda *x: jnp.mean(jnp.stack(x)), *seen)
 
     def _begin(
@@ -122,13 +120,14 @@ class PPO:
         orders = jnp.stack([jax.random.permutation(key, rows) for key in keys])
         return learner, batch, orders.reshape(self.config.epochs * self.config.minibatches, -1)
 
-    def _minibatch(self, parameters, opt_state: optax.OptState, normalizer, batch: Batch, rows: jax.Array):
-        """One step of the optimizer on some rows: parameters, optimizer state, metrics."""
+    def _minibatch(self, carry: tuple[Any, optax.OptState], normalizer, batch: Batch, rows: jax.Array):
+        """One step of the optimizer on some rows; carry: parameters and optimizer state. Gives them and metrics."""
+        parameters, opt_state = carry
         part = jax.tree.map(lambda x: x[rows], batch)
         (_, metrics), parameters, opt_state = self._gradient_step(
             parameters, normalizer, part, optimizer_state=opt_state
         )
-        return parameters, opt_state, metrics
+        return (parameters, opt_state), metrics
 
     def _batch(self, learner: Learner, data: Transition, last: dict[str, jax.Array]) -> Batch:
         """Log-probabilities, advantages and value targets. A time-out counts as an end here, because its

@@ -16,7 +16,8 @@ from mjx_so101.render import PRESETS as RENDER_PRESETS
 from mjx_so101.render import RenderConfig
 from policies.base import make_base
 from policies.residual import Residual, ResidualConfig, layout_sizes
-from train import checkpoint, config, eyes
+from train import checkpoint, eyes
+from train import config as train_config
 from train.cli import main
 from train.config import TrainConfig
 from train.eyes import Eyes, check_memory, pixel_memory
@@ -228,7 +229,7 @@ def test_training_refuses_a_renderer_outside_jit(tmp_path, capsys):
 @pytest.mark.slow
 def test_training_from_pixels_ends_in_a_policy_that_can_be_evaluated(tmp_path, capsys, monkeypatch):
     """Rollout, update, evaluation, report and checkpoint with pictures, as small as they can be."""
-    monkeypatch.setattr(config, "TaskConfig", functools.partial(TaskConfig, episode_steps=20))  # evaluations too
+    monkeypatch.setattr(train_config, "TaskConfig", functools.partial(TaskConfig, episode_steps=20))  # evaluations too
     flags = [
         *("--obs", "pixels", "--width", "16", "--height", "16", "--physics", "native", "--num-envs", "4"),
         *("--unroll", "4", "--minibatches", "2", "--epochs", "1", "--steps", "32", "--episode-steps", "20"),
