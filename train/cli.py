@@ -92,7 +92,8 @@ Flags that decide the defaults of all others:
 
 Bases groot and remote pass a gate first (so101 gate), whose report goes into the folder's `gate`:
   --gate-episodes N    episodes to begin with; default 100
-  --force              train even if the gate says STOP; with --gate-episodes 0 without a gate"""
+  --force              train even if the gate says STOP; with --gate-episodes 0 without a gate
+  --alpha auto         train with the alpha that the gate suggests; any base then passes the gate first"""
 
 
 def _train(arguments: list[str]) -> None:
@@ -101,16 +102,19 @@ def _train(arguments: list[str]) -> None:
         first.add_argument(flag)
     first.add_argument("--gate-episodes", type=int, default=100)
     first.add_argument("--force", action="store_true")
+    first.add_argument("--alpha")
     given, rest = first.parse_known_args(arguments)
+    rest += [] if given.alpha in (None, "auto") else ["--alpha", given.alpha]
 
     import jax
 
     from mjx_so101.errors import SO101Error, require_choice
-    from policies.base import SCRIPTED
     from train.config import PRESETS, TrainConfig
+    from train.gate_first import check_alpha, pass_gate
     from train.loop import Trainer, new_folder, prepare_folder, saved_config
     from train.report import command, write_report
 
+    check_alpha(given.alpha, given.resume, given.gate_episodes)
     if given.resume:
         default = saved_config(Path(given.resume))
     else:
@@ -124,8 +128,8 @@ def _train(arguments: list[str]) -> None:
         resume=bool(given.resume),
     )
     try:
-        if config.base not in SCRIPTED and not given.resume:
-            _pass_gate(config, folder, given.gate_episodes, given.force)
+        if not given.resume:
+            config = pass_gate(config, folder, given.gate_episodes, given.force, given.alpha)
         trainer = Trainer(config, folder)
     except SO101Error:
         if not any(folder.iterdir()):
@@ -148,24 +152,6 @@ def _train(arguments: list[str]) -> None:
         raise SystemExit(130) from None
     print((folder / "report.md").read_text())
     print(f"Report: {folder / 'report.md'}")
-
-
-def _pass_gate(config: TrainConfig, folder: Path, episodes: int, force: bool) -> None:
-    """Measure the base policy alone. Raises ConfigError if training on it makes no sense and is not forced."""
-    from mjx_so101.errors import ConfigError
-    from train.gate import GateSettings, require_gate, run_gate
-    from train.policy import base_alone
-
-    if episodes == 0:
-        if not force:
-            raise ConfigError("--gate-episodes 0 leaves out the gate; it needs --force.")
-        print("No gate: --gate-episodes 0 --force")
-        return
-    most = max(episodes, GateSettings.most_episodes)
-    settings = GateSettings(episodes=episodes, most_episodes=most, video=config.video)
-    result = run_gate(base_alone(config), settings, folder / "gate")
-    print(f"Gate: {result.line}")
-    require_gate(result, force)
 
 
 def _explain_missing_gpu(needed: bool) -> None:
@@ -251,6 +237,8 @@ class CompareFlags:
     """Run folders with a report."""
     out: Path = Path("comparison")
     """Folder for comparison.md and comparison.png."""
+    mixed: bool = False
+    """Compare runs of different tasks, and say how they differ."""
 
 
 def _compare(arguments: list[str]) -> None:
@@ -259,7 +247,7 @@ def _compare(arguments: list[str]) -> None:
     flags = _parse(CompareFlags, arguments, "compare", config=(tyro.conf.PositionalRequiredArgs,))
     from train.compare import compare_runs
 
-    print(compare_runs(list(flags.runs), flags.out))
+    print(compare_runs(list(flags.runs), flags.out, flags.mixed))
 
 
 def _play(arguments: list[str]) -> None:
@@ -269,7 +257,7 @@ def _play(arguments: list[str]) -> None:
 
     flags = _parse(PlayFlags, arguments, "play", default=PlayFlags(model=_model_of_run(arguments)))
     base = flags.base or (None if flags.run else "oracle")
-    play(load_policy(flags.run, base, overrides(flags)), flags.seed, flags.out)
+    play(load_policy(flags.run, base, overrides(flags)), flags.seed, flags.out, flags.video_episodes)
 
 
 def _gate(arguments: list[str]) -> None:

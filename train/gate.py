@@ -1,8 +1,8 @@
 """`so101 gate`: is a frozen base policy worth training on? Seeded episodes at alpha 0, checks, and a verdict.
 
-The verdict is the success rate of the base alone: STOP below 5 %, PROCEED above 20 %, CAUTION from one to the other.
-While the Wilson interval of the rate holds a threshold, more episodes are run, twice as many each time; the interval
-does not know that it was looked at more than once, which makes it a little too narrow.
+The verdict (train.gate_verdict) comes from rates of the base alone. While their Wilson intervals leave it open, more
+episodes are run, twice as many each time; the intervals do not know that they were looked at more than once, which makes
+them a little too narrow.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ from mjx_so101.errors import ConfigError
 from policies.model import ModelOptions
 from policies.residual import Residual, ResidualConfig
 from train import gate_report
-from train.flags import overrides
+from train.flags import overrides, require_tiles
 from train.gate_trial import Trial, check_joints, measure_actions, training_range
+from train.gate_verdict import CAUTION, NEAR_MM, PROCEED, STOP, Verdict, verdict
 from train.loop import new_folder, prepare_folder
 from train.policy import Policy, load_policy
 from train.report import provenance
-from train.statistics import wilson_interval
 
-STOP, CAUTION, PROCEED = "STOP", "CAUTION", "PROCEED"
-STOP_BELOW, PROCEED_ABOVE = 0.05, 0.20
 EXIT_STATUS = {PROCEED: 0, CAUTION: 0, STOP: 3}
 """Of `so101 gate`; a bad flag ends with 2, as everywhere."""
 
@@ -53,12 +51,17 @@ class GateSettings:
     frames: bool = True
     """Save sample frames of what the cameras see."""
     video: bool = True
-    """Write grid.mp4 and episode.mp4."""
+    """Write episode.mp4, grid.mp4 and failures.mp4."""
+    video_episodes: int = 9
+    """Episodes in each grid."""
+    strict: bool = False
+    """Stop at the first episode in which the base asks for a target that is not finite, instead of counting it."""
 
     def __post_init__(self) -> None:
         for name in ("episodes", "num_envs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        require_tiles(self.video_episodes)
         if self.most_episodes < self.episodes:
             raise ConfigError(
                 f"most_episodes is {self.most_episodes}; it must be at least episodes ({self.episodes}): raise it, or "
@@ -89,57 +92,6 @@ class GateFlags:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What a success rate says about training on the base policy."""
-
-    name: str
-    """STOP, CAUTION or PROCEED: that of the rate."""
-    between: tuple[str, str]
-    """The verdicts at the two ends of the rate's 95 % interval."""
-    rate: float
-    low: float
-    high: float
-    episodes: int
-    suggested_alpha: float
-    advice: tuple[str, ...]
-    """What to try."""
-
-    @property
-    def decided(self) -> bool:
-        """Whether the whole interval says the same."""
-        return self.between[0] == self.between[1]
-
-    @property
-    def text(self) -> str:
-        """The verdict in a few words."""
-        return self.name if self.decided else f"{self.name}, undecided between {' and '.join(self.between)}"
-
-
-_MEANING = {
-    STOP: "The base hardly ever solves the task, so training would seldom meet the success it should learn from. Fix "
-    "the base first; `so101 train --force` trains on it all the same.",
-    CAUTION: "The base solves the task now and then. Train, but look at the first evaluations before a long run.",
-    PROCEED: "The base solves the task often enough to train a residual on it.",
-}
-
-
-def verdict(successes: int, episodes: int) -> Verdict:
-    """The verdict on `successes` of `episodes`. Raises ValueError unless 0 <= successes <= episodes, episodes >= 1."""
-    low, high = wilson_interval(successes, episodes)
-    rate = successes / episodes
-    name, between = _name_of(rate), (_name_of(low), _name_of(high))
-    alpha = 0.7 if rate < 0.20 else 0.5 if rate <= 0.30 else 0.3
-    advice = [_MEANING[name]]
-    if between[0] != between[1]:
-        advice.append(f"{episodes} episodes do not decide between {' and '.join(between)}: raise --most-episodes.")
-    return Verdict(name, between, rate, low, high, episodes, alpha, tuple(advice))
-
-
-def _name_of(rate: float) -> str:
-    return STOP if rate < STOP_BELOW else PROCEED if rate > PROCEED_ABOVE else CAUTION
-
-
-@dataclasses.dataclass(frozen=True)
 class GateResult:
     """What the gate found; `report` is the content of report.json."""
 
@@ -152,8 +104,8 @@ class GateResult:
         """The result in one line."""
         v, within = self.verdict, f"{self.report['verdict']['tolerance_mm']:g} mm"
         return (
-            f"{v.text}: {v.rate:.1%} ({v.low:.1%}-{v.high:.1%}) of {v.episodes} episodes within {within}; "
-            f"suggested --alpha {v.suggested_alpha}"
+            f"{v.text}: {v.success} of {v.episodes} episodes within {within}; {v.progress}; suggested --alpha "
+            f"{v.suggested_alpha}"
         )
 
 
