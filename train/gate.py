@@ -25,8 +25,9 @@ from train.flags import overrides, require_tiles
 from train.gate_trial import Trial, check_joints, measure_actions, training_range
 from train.gate_verdict import CAUTION, NEAR_MM, PROCEED, STOP, Verdict, verdict
 from train.loop import new_folder, prepare_folder
+from train.outcomes import line, outcomes, table
 from train.policy import Policy, load_policy
-from train.report import provenance
+from train.report import provenance, task_of
 
 EXIT_STATUS = {PROCEED: 0, CAUTION: 0, STOP: 3}
 """Of `so101 gate`; a bad flag ends with 2, as everywhere."""
@@ -41,11 +42,11 @@ class GateSettings:
     most_episodes: int = 1024
     """While the verdict is undecided, episodes are doubled up to this many."""
     seed: int = 0
-    """Episode i of a seed is that of `so101 eval`, whatever the batch size."""
+    """Episode i of a seed is that of `so101 eval`."""
     verdict_tolerance_mm: float = 5.0
     """Success within this many mm decides the verdict."""
-    num_envs: int = 128
-    """Most episodes simulated at once; the first ones are split in two batches, to time one without compilation."""
+    eval_batch: int = 0
+    """Episodes simulated at once; 0: 128. On native, episodes of the same batch as `so101 eval` are the same ones."""
     expected_brightness: tuple[float, ...] = ()
     """Mean grey level (0-255) of the training data's pictures, in the order of the cameras; 30 off is a warning."""
     frames: bool = True
@@ -58,9 +59,10 @@ class GateSettings:
     """Stop at the first episode in which the base asks for a target that is not finite, instead of counting it."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "num_envs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.episodes < 1:
+            raise ConfigError(f"episodes is {self.episodes}; it must be at least 1.")
+        if self.eval_batch < 0:
+            raise ConfigError(f"eval_batch is {self.eval_batch}; give at least 1 episode, or 0 for the default.")
         require_tiles(self.video_episodes)
         if self.most_episodes < self.episodes:
             raise ConfigError(
@@ -113,30 +115,35 @@ def run_gate(policy: Policy, settings: GateSettings, out: Path) -> GateResult:
     """Judge the base of `policy` alone and write report.json, report.md, frames.png and videos into the new folder.
 
     Raises ConfigError for a folder that is not empty or pictures that are not those of `settings`, HealthError for a
-    base whose joints or pictures cannot be real or whose targets are not finite.
+    base whose joints or pictures cannot be real, or if strict for targets that are not finite.
     """
     out = prepare_folder(out, resume=False)
     try:
         policy = _without_residual(policy, settings.verdict_tolerance_mm)
-        trial = Trial(policy, min(settings.num_envs, math.ceil(settings.episodes / 2)), settings.seed)
+        batch = settings.eval_batch or policy.config.eval_batch or 128
+        trial = Trial(policy, batch, settings.seed, settings.strict)
         known = training_range(trial.base)
         check_joints(trial.env.observe(trial.start).joint_pos)
         views = gate_report.Views(trial.base, trial.env, settings.expected_brightness)
         views.check(trial.start)
-        judged = _judge(trial, settings)
+        judged = _judge(trial, settings, policy.base.name)
     except BaseException:
         if not any(out.iterdir()):
             out.rmdir()  # leave no empty folder behind
         raise
     limits = (trial.env.task.kinematics.lower, trial.env.task.kinematics.upper)
+    episodes = trial.episodes()
     report = {
         **provenance(),
         "base": policy.base.name,
         "note": policy.base.note,
         "model": trial.model(),
+        "saw": {"base": list(policy.base.sees)},
         "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
         "environment": trial.env.describe(),
-        "results": trial.episodes().summary(),
+        "task": task_of(trial.env, trial.count, settings.seed),
+        "results": episodes.summary(),
+        "episodes": outcomes(episodes),
         "actions": measure_actions(trial.targets(), limits, known),
         "speed": trial.speed(),
         **views.measure(trial.moments(), out / "frames.png" if settings.frames else None),
@@ -146,13 +153,13 @@ def run_gate(policy: Policy, settings: GateSettings, out: Path) -> GateResult:
         judged, advice=(*gate_report.advice(report, settings.verdict_tolerance_mm), *judged.advice)
     )
     report["verdict"] = {
-        **dataclasses.asdict(judged), "text": judged.text, "decided": judged.decided,
+        **dataclasses.asdict(judged), "text": judged.text, "decided": judged.decided, "progress": judged.progress,
         "tolerance_mm": settings.verdict_tolerance_mm,
     }  # fmt: skip
     result = GateResult(judged, json.loads(json.dumps(report)), out)
     gate_report.write(result.report, out)
     if settings.video:  # last, because nothing else must be lost if they fail
-        gate_report.add_videos(result.report, policy, settings.seed, out)
+        gate_report.add_videos(result.report, episodes, out, settings.video_episodes)
         gate_report.write(result.report, out)
     return result
 
@@ -178,22 +185,25 @@ def gate_main(flags: GateFlags) -> int:
 
 
 def _without_residual(policy: Policy, tolerance_mm: float) -> Policy:
-    """The policy without its residual and pictures of it, with the verdict's tolerance among those evaluated."""
+    """The policy without its residual and pictures of it, with the verdict's tolerances among those evaluated."""
     residual = Residual(ResidualConfig(alpha=0.0), policy.base.num_features)
     tolerances = policy.tolerances
-    if not any(math.isclose(1000 * tolerance, tolerance_mm) for tolerance in tolerances):
-        tolerances = tuple(sorted((*tolerances, tolerance_mm / 1000)))
+    for mm in (tolerance_mm, NEAR_MM):
+        if not any(math.isclose(1000 * tolerance, mm) for tolerance in tolerances):
+            tolerances = tuple(sorted((*tolerances, mm / 1000)))
     learner = residual.init(jax.random.PRNGKey(0))
     return dataclasses.replace(policy, residual=residual, learner=learner, tolerances=tolerances)
 
 
-def _judge(trial: Trial, settings: GateSettings) -> Verdict:
-    """Run episodes until the verdict is decided or there are no more to run."""
-    trial.run(settings.episodes)
+def _judge(trial: Trial, settings: GateSettings, base: str = "") -> Verdict:
+    """Run episodes until the verdict is decided or there are no more to run; prints a line for each."""
+    said, more = 0, settings.episodes
     while True:
-        judged = verdict(trial.successes(settings.verdict_tolerance_mm), trial.count)
+        trial.run(more)
+        rows = outcomes(trial.episodes(), said)
+        print(table(rows) if said == 0 else "\n".join(map(line, rows)))
+        judged, said = verdict(trial.counts(settings.verdict_tolerance_mm), base), trial.count
         if judged.decided or trial.count >= settings.most_episodes:
             return judged
         more = min(2 * trial.count, settings.most_episodes)
-        print(f"{judged.text} after {trial.count} episodes ({judged.rate:.1%}); going on to {more}", file=sys.stderr)
-        trial.run(more)
+        print(f"{judged.text} after {trial.count} episodes ({judged.success}); going on to {more}", file=sys.stderr)

@@ -24,6 +24,7 @@ def outcomes(episodes: Episodes, first: int = 0) -> list[dict[str, Any]]:
             "success": {name: step if step >= 0 else None for name, step in zip(names, steps, strict=True)},
             "at_end": dict(zip(names, episodes.at_end[i].tolist(), strict=True)),
             "final_distance_mm": 1000 * float(episodes.final_distance[i]),
+            "gained_mm": 1000 * float(episodes.start_distance[i] - episodes.final_distance[i]),
             "final_yaw_deg": float(np.degrees(episodes.final_yaw[i])),
             "return": float(episodes.total_reward[i]),
             "invalid": bool(episodes.invalid[i]),
@@ -46,7 +47,7 @@ def outcome(row: dict[str, Any]) -> str:
 def heading(tolerances: list[str]) -> str:
     """Head of a Markdown table of `line`s. tolerances: mm, as in a row's 'success'."""
     names = ["episode", *(f"{mm:>2} mm at step" for mm in tolerances)]
-    names += ["ends within", "distance mm", "yaw deg", "return", "invalid"]
+    names += ["ends within", "distance mm", "gained mm", "yaw deg", "return", "invalid"]
     return _cells(names) + "\n" + "|".join(["", *("-" * (len(name) + 2) for name in names), ""])
 
 
@@ -55,7 +56,7 @@ def line(row: dict[str, Any]) -> str:
     steps = [f"{'-' if step is None else step:>13}" for step in row["success"].values()]
     inside = next((f"{mm} mm" for mm, there in row["at_end"].items() if there), "-")
     invalid = "bad target" if row["bad_target"] else "yes" if row["invalid"] else ""
-    rest = [f"{inside:>11}", f"{row['final_distance_mm']:11.1f}", f"{row['final_yaw_deg']:7.1f}"]
+    rest = [f"{inside:>11}", f"{row['final_distance_mm']:11.1f}", f"{row['gained_mm']:9.1f}", f"{row['final_yaw_deg']:7.1f}"]
     return _cells([f"{row['episode']:7}", *steps, *rest, f"{row['return']:6.2f}", f"{invalid:7}"])
 
 

@@ -285,10 +285,15 @@ def _markdown(report: dict[str, Any]) -> str:
         f"Randomization {env['randomization']['name']}: {ranges_text(env['randomization']['ranges'])}.",
         "",
         "![learning curve](learning_curve.png)",
-        *(f"\nVideo: [{name}]({name})" if name.endswith("mp4") else f"\n[What they show]({name})" for name in report["videos"]),
+        *video_links(report["videos"]),
         "",
     ]
     return "\n".join(lines)
+
+
+def video_links(names: list[str]) -> list[str]:
+    """Markdown for videos and the file that says what they show."""
+    return [f"\n{'Video' if name.endswith('.mp4') else 'What they show'}: [{name}]({name})" for name in names]
 
 
 def ranges_text(ranges: dict[str, list[float]]) -> str:
