@@ -103,10 +103,10 @@ def provenance() -> dict[str, Any]:
 
 
 def compare_policies(
-    evaluator: Evaluator, learner: Learner, episodes: int, seed: int, pictures: bool = False
+    evaluator: Evaluator, learner: Learner, episodes: int, seed: int
 ) -> tuple[dict[str, dict[str, Any]], Episodes]:
     """Summaries of base, mean action, sampled action, and base + noise as large as the mean residual, on the same
-    episodes; of a policy with pictures also 'blind': its mean action with blank pictures. And the episodes of the mean.
+    episodes; of a policy that sees pictures also 'blind', its mean action on blank ones. And the episodes of the mean.
     """
     shown = evaluator.variant(MEAN)(learner, episodes, seed)
     mean = shown.summary()
@@ -115,7 +115,7 @@ def compare_policies(
         for name in (BASE, SAMPLE, NOISE)
     }
     results = {BASE: others[BASE], MEAN: mean, SAMPLE: others[SAMPLE], NOISE: others[NOISE]}
-    if pictures:
+    if evaluator.sees_pictures:
         results[BLIND] = evaluator.variant(MEAN, blind=True)(learner, episodes, seed).summary()
     return results, shown
 
@@ -211,9 +211,7 @@ def write_report(trainer, learner: Learner, finished: bool) -> dict[str, Any]:
     from train.loop import REPORT_SEED
 
     config, out, env = trainer.config, trainer.out, trainer.eval_env
-    results, episodes = compare_policies(
-        trainer.evaluator, learner, config.report_episodes, REPORT_SEED, pictures=config.pictures is not None
-    )
+    results, episodes = compare_policies(trainer.evaluator, learner, config.report_episodes, REPORT_SEED)
     learning_curve(trainer.evaluations, results["base"], out / "learning_curve.png")
     report = {
         **provenance(),
