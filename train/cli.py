@@ -16,7 +16,6 @@ from train.hardware import set_caches, share_gpu
 
 if TYPE_CHECKING:
     from policies.model import ModelOptions
-    from train.config import TrainConfig
 
 COMMANDS = {
     "train": "train a residual on top of a base policy and report",

@@ -40,7 +40,7 @@ def compare_runs(runs: list[Path], out: Path, mixed: bool = False) -> str:
     """Write comparison.md and comparison.png into `out`; gives the text of the former.
 
     Success is shown with 95 % Wilson intervals, of the base alone -> of the final policy (mean action), ever held and
-    at the end. Raises ConfigError if the runs' tasks differ, unless `mixed`: then the differences stand above the table.
+    at the end. Raises ConfigError if the tasks differ, unless `mixed`: then the differences stand above the table.
     """
     if not runs:
         raise ConfigError("no run given; name at least one run folder: so101 compare RUN...")

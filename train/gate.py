@@ -1,8 +1,8 @@
 """`so101 gate`: is a frozen base policy worth training on? Seeded episodes at alpha 0, checks, and a verdict.
 
 The verdict (train.gate_verdict) comes from rates of the base alone. While their Wilson intervals leave it open, more
-episodes are run, twice as many each time; the intervals do not know that they were looked at more than once, which makes
-them a little too narrow.
+episodes are run, twice as many each time; the intervals do not know that they were looked at more than once, which
+makes them a little too narrow.
 """
 
 from __future__ import annotations

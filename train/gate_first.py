@@ -23,7 +23,9 @@ def check_alpha(alpha: str | None, resume: str | None, gate_episodes: int) -> No
     try:
         float(alpha if alpha not in (None, AUTO) else 0)
     except ValueError:
-        raise ConfigError(f"alpha is {alpha!r}; give a number of at least 0, or auto: what the gate suggests.") from None
+        raise ConfigError(
+            f"alpha is {alpha!r}; give a number of at least 0, or auto: what the gate suggests."
+        ) from None
 
 
 def pass_gate(config: TrainConfig, folder: Path, episodes: int, force: bool, alpha: str | None) -> TrainConfig:

@@ -177,8 +177,8 @@ def advice(report: dict[str, Any], verdict_tolerance_mm: float) -> list[str]:
     failed = results["nonfinite_episodes"] - results["bad_target_episodes"]
     if failed + results["overflow_episodes"]:
         lines.append(
-            f"The simulation failed in {failed} episodes (NaN) and had a full buffer in {results['overflow_episodes']}: "
-            "their results count for little."
+            f"The simulation failed in {failed} episodes (NaN) and had a full buffer in "
+            f"{results['overflow_episodes']}: their results count for little."
         )
     rates = {float(mm): entry["rate"] for mm, entry in results["success"].items()}
     loosest, rate = max(rates), rates[min(rates, key=lambda mm: abs(mm - verdict_tolerance_mm))]
@@ -214,9 +214,9 @@ def markdown(report: dict[str, Any]) -> str:
         f"# Gate of {report['base']}: {v['text']}",
         *([f"**{report['note']}**"] if report["note"] else []),
         f"The frozen base policy alone (alpha 0) solved **{rate(v['success'])}** of {v['episodes']} episodes within "
-        f"{v['tolerance_mm']:g} mm; {v['progress']} (95 % Wilson intervals). Above {PROCEED_ABOVE:.0%} is PROCEED. Below "
-        f"{STOP_BELOW:.0%} is STOP, unless there is progress (at least {NEAR_SHARE:.0%} and {GAINED_SHARE:.0%} of the "
-        f"episodes would do): CAUTION, as all others. Suggested `--alpha {v['suggested_alpha']}`.",
+        f"{v['tolerance_mm']:g} mm; {v['progress']} (95 % Wilson intervals). Above {PROCEED_ABOVE:.0%} is PROCEED. "
+        f"Below {STOP_BELOW:.0%} is STOP, unless there is progress ({NEAR_SHARE:.0%} of the one or "
+        f"{GAINED_SHARE:.0%} of the other): CAUTION, as all others. Suggested `--alpha {v['suggested_alpha']}`.",
         f"The base sees {', '.join(report['saw']['base']) or 'nothing'}"
         + (f" ({TRUE_POSE})." if "sheet_pose" in report["saw"]["base"] else "."),
         "\n".join(["## What to try", "", *(f"- {line}" for line in v["advice"])]),

@@ -1,9 +1,9 @@
 """The verdict of the gate: what the episodes of a base policy alone say about training on it.
 
-PROCEED: more than 20 % are solved. STOP: fewer than 5 % are solved and there is no progress either. CAUTION: all others.
-Progress is one of two: the sheet comes within 20 mm in at least 20 % of the episodes, or it ends at least 50 mm nearer to
-its goal than it started in at least half of them (so the median gain is at least 50 mm). `jacobian` under `real` solves
-4.8 % and reaches 20 mm in 37.7 %; a residual on top of it learns, so it must not be stopped.
+PROCEED: more than 20 % are solved. STOP: fewer than 5 % are solved, and there is no progress either. CAUTION: all
+others. Progress is one of two: the sheet is held within 20 mm in at least 20 % of the episodes, or it ends at least
+50 mm nearer to its goal than it started in at least half of them (so the median gain is at least 50 mm). `jacobian`
+under `real` solves 4.8 % and reaches 20 mm in 37.7 %; a residual on top of it learns, so it must not be stopped.
 """
 
 from __future__ import annotations
@@ -120,12 +120,12 @@ def _meaning(judged: Verdict) -> str:
         return "The base solves the task often enough to train a residual on it."
     if judged.name == STOP:
         return (
-            "The base hardly ever solves the task and seldom brings the sheet nearer, so training would seldom meet the "
-            "success it should learn from. Fix the base first; `so101 train --force` trains on it all the same."
+            "The base hardly ever solves the task and seldom brings the sheet nearer, so training would seldom meet "
+            "the success it should learn from. Fix the base first; `so101 train --force` trains on it all the same."
         )
     if judged.success.rate < STOP_BELOW:
         return (
-            f"The base hardly ever solves the task, but it makes progress: {judged.progress}. A residual can learn what "
-            "is missing. Train, but look at the first evaluations before a long run."
+            f"The base hardly ever solves the task, but it makes progress: {judged.progress}. A residual can learn "
+            "what is missing. Train, but look at the first evaluations before a long run."
         )
     return "The base solves the task now and then. Train, but look at the first evaluations before a long run."

@@ -56,7 +56,12 @@ def line(row: dict[str, Any]) -> str:
     steps = [f"{'-' if step is None else step:>13}" for step in row["success"].values()]
     inside = next((f"{mm} mm" for mm, there in row["at_end"].items() if there), "-")
     invalid = "bad target" if row["bad_target"] else "yes" if row["invalid"] else ""
-    rest = [f"{inside:>11}", f"{row['final_distance_mm']:11.1f}", f"{row['gained_mm']:9.1f}", f"{row['final_yaw_deg']:7.1f}"]
+    rest = [
+        f"{inside:>11}",
+        f"{row['final_distance_mm']:11.1f}",
+        f"{row['gained_mm']:9.1f}",
+        f"{row['final_yaw_deg']:7.1f}",
+    ]
     return _cells([f"{row['episode']:7}", *steps, *rest, f"{row['return']:6.2f}", f"{invalid:7}"])
 
 

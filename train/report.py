@@ -259,9 +259,9 @@ def peak_memory() -> int | None:
 def _markdown(report: dict[str, Any]) -> str:
     config, env = report["config"], report["environment"]
     spent, told = report["seconds"], report["saw"]
-    hidden = f", {TRUE_POSE}" if privileged(told) else ""
+    flag = f", {TRUE_POSE}" if privileged(told) else ""
     lines = [
-        f"# {config['base']} + residual under {env['randomization']['name']} ({env['sheet_friction']} sheet){hidden}",
+        f"# {config['base']} + residual under {env['randomization']['name']} ({env['sheet_friction']} sheet){flag}",
         "",
         f"Command `{report['command']}`, commit {report['commit']}, {report['device']}, physics {env['physics']}.",
         f"{report['steps']:,} control steps of {config['num_envs']} environments, "
@@ -271,12 +271,18 @@ def _markdown(report: dict[str, Any]) -> str:
         "",
         *([f"**{report['note']}**", ""] if report["note"] else []),
         "; ".join(f"{who} sees {', '.join(what) or 'nothing'}" for who, what in told.items()) + ".",
-        *(["**" + TRUE_POSE.capitalize() + "**: what pictures are worth is the distance from *blind* to *mean*."] * bool(hidden)),
+        *(
+            [f"**{TRUE_POSE.capitalize()}**, the actor does not: pictures are worth *mean* less *blind*."]
+            if flag
+            else []
+        ),
         "",
         f"{config['report_episodes']} episodes of {report['task']['rules']['episode_steps']} steps, none of them used "
-        "to choose the checkpoint; 95 % Wilson intervals. *success*: held inside at any time; *at the end*: and still "
-        "inside at the last step. *noise* is the base policy plus white noise as large as the mean residual"
-        + (", *blind* the mean action of the same network shown blank pictures." if BLIND in report["results"] else "."),
+        "to choose the checkpoint; 95 % Wilson intervals. *success*: held inside at any time; *at the end*: held, and "
+        "still inside at the last step. *noise* is the base policy plus white noise as large as the mean residual"
+        + (
+            ", *blind* the mean action of the same network shown blank pictures." if BLIND in report["results"] else "."
+        ),
         "",
         table(report["results"]),
         "",

@@ -156,6 +156,7 @@ def test_missing_ffmpeg_is_named(monkeypatch, make_episodes, tmp_path):
         video.write_videos(make_episodes([True]), tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")  # by the reader
 def test_videos_are_files_that_play(make_episodes, tmp_path):
     """Drawn and written for real, with two frames."""
     episodes = make_episodes([True, False])
