@@ -187,15 +187,16 @@ def _eval(arguments: list[str]) -> None:
 
     from train.evaluate import Evaluator
     from train.policy import load_policy
-    from train.report import provenance
+    from train.report import provenance, success_text
+    from train.video import write_videos
 
     with contextlib.redirect_stdout(sys.stderr):  # Warp and models announce themselves; --json - must stay JSON
         policy = load_policy(flags.run, flags.base, overrides(flags), flags.tolerance_mm)
         env = policy.environment(min(flags.num_envs, flags.episodes))
         print(f"Running {flags.episodes} episodes ...")
-        summary = Evaluator(env, policy.base, policy.residual, _action(flags.action))(
-            policy.learner, flags.episodes, flags.seed
-        ).summary()
+        evaluator = Evaluator(env, policy.base, policy.residual, _action(flags.action))
+        episodes = evaluator(policy.learner, flags.episodes, flags.seed)
+        summary = episodes.summary()
     record = {**summary, "policy": policy.name, "seed": flags.seed, "environment": env.describe(), **provenance()}
     text = json.dumps(record, indent=2)
     if flags.json and flags.json != "-":
@@ -203,10 +204,9 @@ def _eval(arguments: list[str]) -> None:
     if flags.json == "-":
         print(text)
     else:
-        for tolerance, entry in summary["success"].items():
-            print(f"success within {tolerance} mm: {entry['rate']:.1%} ({entry['low']:.1%} to {entry['high']:.1%})")
+        print(success_text(record))
     if flags.video:
-        print(*policy.write_video(flags.video, flags.seed), sep="\n", file=sys.stderr)
+        print(*write_videos(episodes, flags.video, flags.video_episodes), sep="\n", file=sys.stderr)
 
 
 def _model_of_run(arguments: list[str]) -> ModelOptions:

@@ -183,6 +183,23 @@ def rate(entry: dict[str, Any]) -> str:
     return f"{entry['rate']:.1%} ({entry['low']:.1%}-{entry['high']:.1%})"
 
 
+def success_text(record: dict[str, Any]) -> str:
+    """What `so101 eval` prints: success, ever held and at the end, faults, and what was evaluated."""
+    env = record["environment"]
+    lines = [
+        f"success within {mm} mm: {rate(entry)}; at the end {rate(record['success_at_end'][mm])}"
+        for mm, entry in record["success"].items()
+    ]
+    if faults(record) != "-":
+        lines.append(f"of {record['episodes']} episodes: {faults(record)}")
+    return "\n".join([
+        *lines,
+        f"{record['policy']}: {record['episodes']} episodes of seed {record['seed']}, randomization "
+        f"{env['randomization']['name']}, {env['sheet_friction']} sheet, physics {env['physics']}, "
+        f"{env['num_envs']} episodes at once",
+    ])  # fmt: skip
+
+
 def faults(summary: dict[str, Any]) -> str:
     """How many episodes of a summary went wrong, and how; '-' if none did."""
     kinds = {
