@@ -12,8 +12,8 @@ import pytest
 from mjx_so101 import ConfigError, HealthError
 from mjx_so101.scene import JOINTS
 from policies.base import NoCarry, ScriptedPolicy
-from train import gate, gate_report
-from train.evaluate import Evaluator
+from train import gate, gate_report, gate_trial
+from train.evaluate import Episodes, Evaluator
 from train.gate import CAUTION, PROCEED, STOP, GateFlags, GateSettings, require_gate, run_gate
 from train.gate_trial import Trial, check_joints, measure_actions, training_range
 from train.gate_verdict import Counts
@@ -168,7 +168,8 @@ def test_training_range_that_is_none_is_refused(zero, given):
 # -- what to try -----------------------------------------------------------------------------------------------------
 def measured(clipped=0.0, unusual=None, jumps=0.0, moved=1.0, bad=0, odd=0, rates=(0.1, 0.1, 0.2), problems=None):
     return {
-        "actions": {"clipped": clipped, "outside_training": unusual, "jumps": jumps, "moved_rad": moved, "first_bad_target": "nan rad",
+        "actions": {"clipped": clipped, "outside_training": unusual, "jumps": jumps, "moved_rad": moved,
+                    "first_bad_target": "nan rad",
                     "joints": {"shoulder_pan": {"clipped": 0.0}, "gripper": {"clipped": clipped}}},
         "results": {"nonfinite_episodes": bad + odd, "overflow_episodes": 0, "bad_target_episodes": odd, "episodes": 8,
                     "success": {mm: {"rate": rate} for mm, rate in zip(("5", "10", "20"), rates, strict=True)}},
@@ -311,16 +312,58 @@ def test_episodes_are_those_of_eval_and_repeat(oracle, passed):
         assert [row["success"][mm] for row in again] == [row["success"][mm] for row in passed.report["episodes"]]
 
 
-def test_going_on_gives_the_same_episodes_as_starting_with_all(oracle):
+def test_going_on_simulates_no_episode_twice(zero, monkeypatch):
     """Three, then six, in batches of four: the last of the first batch were simulated before they counted."""
-    step, whole = Trial(oracle, 4, 3), Trial(oracle, 4, 3)
-    step.run(3)
-    first = outcomes(step.episodes())
-    step.run(6)
-    whole.run(6)
-    assert outcomes(step.episodes()) == outcomes(whole.episodes())
-    assert first == outcomes(whole.episodes())[:3]
-    assert step.targets().shape == (400, 6, 6) and step.episodes().qpos.shape == (400, 4, 9)
+    calls = []
+
+    class Canned:
+        """Episode i ends i mm from its goal."""
+
+        def __init__(self, env, base, residual, mode, more):
+            self.base = base
+
+        def __call__(self, learner, episodes, seed, first):
+            calls.append((episodes, seed, first))
+            return numbered(first, episodes)
+
+    monkeypatch.setattr(gate_trial, "Evaluator", Canned)
+    trial = Trial(zero, 4, 3)
+    for count in (3, 6):
+        trial.run(count)
+        rows = outcomes(trial.episodes())
+        assert [row["final_distance_mm"] for row in rows] == pytest.approx(range(count), abs=1e-3)
+        assert trial.targets()[0, :, 0].tolist() == list(range(count))
+    assert calls == [(4, 3, 0), (4, 3, 4)]
+    assert trial.episodes().qpos.shape == (2, 4, 9)
+    trial.run(7)
+    assert len(calls) == 2 and len(trial.episodes()) == 7
+
+
+def numbered(first, count):
+    """Episodes whose every figure is their index: mm at the end, and the target of the first joint."""
+    i, no = np.arange(first, first + count), np.zeros(count, bool)
+    column = np.zeros((count, 3), bool)
+    return Episodes(
+        succeeded=column, at_end=column, success_step=np.full((count, 3), -1), start_distance=np.full(count, 0.1),
+        final_distance=i / 1000, final_yaw=0.0 * i, total_reward=0.0 * i, residual=0.0 * i, residual_rms=0.0 * i,
+        invalid=no, bad_target=no, nonfinite=no, overflow=no, tolerances=(0.005, 0.01, 0.02), seconds=1.0,
+        qpos=np.zeros((2, count, 9)), more={"target": np.tile(i[None, :, None], (2, 1, 6))},
+    )  # fmt: skip
+
+
+def test_what_is_counted(zero, monkeypatch):
+    episodes = dataclasses.replace(
+        numbered(0, 4),
+        start_distance=np.full(4, 0.06),
+        final_distance=np.array([0.001, 0.011, 0.009, 0.0]),  # gained 59, 49, 51 and 60 mm
+        succeeded=np.array([[1, 1, 1], [0, 0, 1], [0, 1, 1], [0, 0, 0]], bool),
+        invalid=np.arange(4) == 3,
+    )
+    monkeypatch.setattr(Trial, "episodes", lambda self: episodes)
+    trial = Trial(zero, 4, 0)
+    trial.count = 4
+    assert trial.counts(5.0) == Counts(episodes=4, solved=1, near=3, gained=2)  # an invalid one gained nothing
+    assert trial.counts(10.0).solved == 2
 
 
 # -- a base policy that sees ---------------------------------------------------------------------------------------
@@ -450,12 +493,12 @@ def test_machine_that_cannot_draw_still_has_a_report(zero, four, monkeypatch, tm
 
 
 class Blown(Sighted):
-    """Asks for NaN at the wrist in the fourth step of each episode whose sheet starts to the left."""
+    """Asks for NaN at the wrist in the fourth step of each episode whose sheet is turned to the left."""
 
     name = "blown"
 
     def act(self, carry, observation):
-        wrist = jnp.where((carry.unused == 3) & (observation.sheet[1] > 0), jnp.nan, 1.0)
+        wrist = jnp.where((carry.unused == 3) & (observation.sheet[2] > 0), jnp.nan, 1.0)
         return NoCarry(carry.unused + 1), observation.target.at[3].set(wrist)
 
 
