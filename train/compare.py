@@ -51,12 +51,14 @@ def compare_runs(runs: list[Path], out: Path, mixed: bool = False) -> str:
             "these runs are not of one task:\n" + "\n".join(f"  {text}" for text in different) + "\nCompare runs of "
             "one task, or give --mixed: the table then says how they differ."
         )
-    lines = [f"- Different tasks: {text}" for text in different]
-    text = "\n".join([*lines, *([""] if lines else []), table(reports), "", _NOTE])
+    common = set.intersection(*(set(report["results"]["base"]["success"]) for report in reports.values()))
+    parts = ["\n".join(f"- Different tasks: {text}" for text in different), table(reports), _NOTE]
+    text = "\n\n".join(filter(None, [*parts, "" if common else "No plot: the runs have no tolerance in common."]))
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "comparison.md").write_text(text + "\n")
-    _plot(reports, out / "comparison.png")
+    if common:
+        _plot(reports, min(common, key=float), out / "comparison.png")
     return text
 
 
@@ -111,12 +113,8 @@ def table(reports: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _plot(reports: dict[str, dict[str, Any]], path: Path) -> None:
-    """Success of the selection episodes over steps with intervals, at the tightest tolerance that all runs have."""
-    common = set.intersection(*(set(report["results"]["base"]["success"]) for report in reports.values()))
-    if not common:
-        return
-    tolerance = min(common, key=float)
+def _plot(reports: dict[str, dict[str, Any]], tolerance: str, path: Path) -> None:
+    """Success of the selection episodes over steps with intervals."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for i, (name, report) in enumerate(reports.items()):
         evaluations = [e for e in report["evaluations"] if tolerance in e["success"]]

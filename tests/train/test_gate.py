@@ -498,7 +498,7 @@ class Blown(Sighted):
     name = "blown"
 
     def act(self, carry, observation):
-        wrist = jnp.where((carry.unused == 3) & (observation.sheet[2] > 0), jnp.nan, 1.0)
+        wrist = jnp.where((carry.unused == 3) & (observation.sheet[2] > 1.57), jnp.nan, 1.0)
         return NoCarry(carry.unused + 1), observation.target.at[3].set(wrist)
 
 

@@ -215,7 +215,7 @@ def test_resumed_run_ends_bit_for_bit_like_the_uninterrupted_one(
 
     assert not differences(last(first_third.out), begun)
     results = json.loads((trained / "report.json").read_text())["results"]
-    monkeypatch.setattr(report, "compare_policies", lambda *_, **__: results)  # saves time
+    monkeypatch.setattr(report, "compare_policies", lambda *_, **__: (results, None))  # saves time
     done = so101("train", "--resume", first_third.out)
     assert done.code == 0, done.err
     assert "Resumed at 16 steps" in done.out
