@@ -63,7 +63,7 @@ def test_model_passes_the_gate_and_keeps_its_alpha(gates, tmp_path, monkeypatch,
 
 def test_stop_ends_it_unless_forced(gates, tmp_path, remote):
     gates(0)
-    with pytest.raises(ConfigError, match="did not pass the gate.*--force"):
+    with pytest.raises(ConfigError, match=r"did not pass the gate.*--force"):
         pass_gate(TrainConfig(base="zero"), tmp_path, 100, False, "auto")
     forced = pass_gate(TrainConfig(base="zero"), tmp_path, 100, True, "auto")
     assert forced.residual.alpha == 0.7
