@@ -1,6 +1,8 @@
 """The gate: its verdict, what it measures of a base policy alone, its report, and what it refuses."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import re
 
@@ -11,7 +13,9 @@ import pytest
 
 from mjx_so101 import ConfigError, HealthError
 from mjx_so101.scene import JOINTS
+from mjx_so101.task import TaskConfig
 from policies.base import NoCarry, ScriptedPolicy
+from train import config as train_config
 from train import gate, gate_report, gate_trial
 from train.evaluate import Episodes, Evaluator
 from train.gate import CAUTION, PROCEED, STOP, GateFlags, GateSettings, require_gate, run_gate
@@ -196,6 +200,14 @@ def test_each_fault_has_its_advice(fault, message):
     assert re.search(message, line)
 
 
+@contextlib.contextmanager
+def short_episodes():
+    """Episodes of 20 control steps, where nothing has to be solved."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_config, "TaskConfig", functools.partial(TaskConfig, episode_steps=20))
+        yield
+
+
 # -- real runs -------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def oracle():
@@ -223,7 +235,8 @@ def passed(oracle, tmp_path_factory):
 def stopped(zero, tmp_path_factory):
     """The gate of `zero`, which is not decided by its first 40 episodes."""
     settings = GateSettings(episodes=40, most_episodes=1000, eval_batch=40, video=False, frames=False)
-    return run_gate(zero, settings, tmp_path_factory.mktemp("gates") / "zero")
+    with short_episodes():
+        return run_gate(zero, settings, tmp_path_factory.mktemp("gates") / "zero")
 
 
 def test_oracle_passes(passed):
@@ -407,7 +420,8 @@ def see(zero):
 @pytest.fixture(scope="module")
 def sighted(see, tmp_path_factory):
     settings = GateSettings(**QUICK, expected_brightness=(70.0, 200.0))
-    return run_gate(see(), settings, tmp_path_factory.mktemp("gates") / "sighted")
+    with short_episodes():
+        return run_gate(see(), settings, tmp_path_factory.mktemp("gates") / "sighted")
 
 
 def test_targets_beyond_limits_and_training_data_are_counted(sighted):
@@ -505,7 +519,8 @@ class Blown(Sighted):
 @pytest.fixture(scope="module")
 def blown(see, tmp_path_factory):
     settings = GateSettings(**QUICK, frames=False)
-    return run_gate(see(Blown), settings, tmp_path_factory.mktemp("gates") / "blown")
+    with short_episodes():
+        return run_gate(see(Blown), settings, tmp_path_factory.mktemp("gates") / "blown")
 
 
 def test_targets_that_are_not_finite_make_an_episode_invalid(blown):
@@ -523,7 +538,7 @@ def test_targets_that_are_not_finite_make_an_episode_invalid(blown):
 
 def test_strict_refuses_targets_that_are_not_finite(see, blown):
     first = blown.report["actions"]["first_bad_target"]
-    with pytest.raises(HealthError, match=f"base 'blown' asks for {first}; .*leave out --strict"):
+    with short_episodes(), pytest.raises(HealthError, match=f"base 'blown' asks for {first}; .*leave out --strict"):
         Trial(see(Blown), 4, 0, strict=True).run(8)
 
 
