@@ -28,7 +28,7 @@ def _view(policy: Policy, seed: int) -> None:
     import mujoco.viewer
 
     env = policy.environment(1)
-    roller = Roller(env, policy.base, policy.residual, lambda *_: np.zeros(()), mode=MEAN)
+    roller = Roller(env, policy.base, policy.residual, lambda *_: np.zeros(()), mode=MEAN, blind=policy.config.blind)
     model = load_model(SceneConfig())
     data = mujoco.MjData(model)
     episode, period = 0, 1 / env.scene.control_hz
