@@ -159,7 +159,7 @@ def test_policies_in_other_modes_run(evaluator, learner, episodes):
 
 def test_distance_at_the_start_is_that_of_the_reset(evaluator, episodes):
     env = evaluator.env
-    sheet = env.reset(episode_keys(11, 0, 6)[1]).physics.qpos[:, 6:]
+    sheet = env.reset(evaluate_keys(11, 0, 6)[1]).physics.qpos[:, 6:]
     left = np.linalg.norm(np.asarray(jax.vmap(env.task.geometry.translation_left)(sheet)), axis=-1)
     np.testing.assert_allclose(episodes.start_distance[:6], left, rtol=1e-6)
 
