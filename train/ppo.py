@@ -120,8 +120,7 @@ class PPO:
         data, faults = _without_faults(data)
         sound = faults.pop("sound")
         counted = {name: data.vectors[name] for name in self.residual.sizes}  # pixels need no statistics
-        weights = sound.astype(jnp.float32)
-        learner = learner.replace(normalizer=running_statistics.update(learner.normalizer, counted, weights=weights))
+        learner = learner.replace(normalizer=_counted(learner.normalizer, counted, sound))
         batch = self._batch(learner, data, last, sound)
         faults["bad_rows"] = jnp.sum(batch.weight == 0)
         rows = batch.raw.shape[0]
@@ -219,6 +218,12 @@ def _without_faults(data: Transition) -> tuple[Transition, dict[str, jax.Array]]
 
     counts = {name: jnp.sum(~rows) for name, rows in good.items()}
     return jax.tree.map(clean, data), {"sound": sound, **counts}
+
+
+def _counted(statistics, vectors: dict[str, jax.Array], sound: jax.Array):
+    """Input statistics with the sound rows of `vectors`; brax divides by zero where there are none."""
+    updated = running_statistics.update(statistics, vectors, weights=sound.astype(jnp.float32))
+    return jax.tree.map(lambda new, old: jnp.where(jnp.any(sound), new, old), updated, statistics)
 
 
 def _mean_of_finite(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
