@@ -24,6 +24,7 @@ from mjx_so101.errors import ConfigError
 from mjx_so101.geometry import rotate
 from mjx_so101.params import FIELDS
 from mjx_so101.render import RenderConfig
+from mjx_so101.state25 import STATE25_LAYOUT, state25
 from mjx_so101.task import Observation, PaperReturn, State
 from policies.vision import vision_network
 
@@ -65,14 +66,19 @@ _OF_THE_SHEET = ("goal_vector", "goal_yaw", "overshoot", "sheet_vel", "effector_
 """Parts of ACTOR_LAYOUT that an actor with pixels must find in its pictures."""
 
 
-def actor_layout(pixels: bool) -> tuple[tuple[str, int, str], ...]:
-    """`ACTOR_LAYOUT`, or the part of it that an actor with pixels gets beside them."""
+def actor_layout(pixels: bool, published: bool = False) -> tuple[tuple[str, int, str], ...]:
+    """`ACTOR_LAYOUT`, or the part of it that an actor with pixels gets beside them, or the published `STATE25_LAYOUT`
+    and nothing else."""
+    if published:
+        return STATE25_LAYOUT
     return tuple(entry for entry in ACTOR_LAYOUT if not (pixels and entry[0] in _OF_THE_SHEET))
 
 
-def layout_sizes(num_features: int, render: RenderConfig | None = None) -> dict[str, dict[str, int]]:
+def layout_sizes(
+    num_features: int, render: RenderConfig | None = None, published: bool = False
+) -> dict[str, dict[str, int]]:
     """Size of each part of both vectors for a base policy with num_features features, and of the pictures."""
-    layouts = {"state": actor_layout(render is not None), "privileged_state": CRITIC_LAYOUT}
+    layouts = {"state": actor_layout(render is not None, published), "privileged_state": CRITIC_LAYOUT}
     sizes = {
         which: {name: num_features if size < 0 else size for name, size, _ in layout}
         for which, layout in layouts.items()
@@ -89,8 +95,11 @@ def actor_vector(
     features: jax.Array,
     last_residual: jax.Array,
     pixels: bool = False,
+    published: bool = False,
 ) -> jax.Array:
-    """The actor's input for one environment, laid out as `actor_layout(pixels)`."""
+    """The actor's input for one environment, laid out as `actor_layout(pixels, published)`."""
+    if published:
+        return state25(seen, task.geometry)
     geometry = task.geometry
     left = geometry.rotation_left(seen.sheet)
     parts = {
@@ -177,10 +186,13 @@ class Learner:
 class Residual:
     """Networks of the residual over a base policy, as pure functions of a `Learner`."""
 
-    def __init__(self, config: ResidualConfig, num_features: int, render: RenderConfig | None = None):
-        """render: the pictures that the actor sees; None for an actor that is told the sheet's pose."""
-        self.config, self.render = config, render
-        sizes = layout_sizes(num_features, render)
+    def __init__(
+        self, config: ResidualConfig, num_features: int, render: RenderConfig | None = None, published: bool = False
+    ):
+        """render: the pictures that the actor sees; None for an actor that is told the sheet's pose.
+        published: the actor sees the published observation `state25` and nothing else."""
+        self.config, self.render, self.published = config, render, published
+        sizes = layout_sizes(num_features, render, published)
         self.sizes = {name: sum(sizes[name].values()) for name in ("state", "privileged_state")}
         networks = ppo_networks.make_ppo_networks(
             {name: (size,) for name, size in self.sizes.items()},

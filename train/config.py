@@ -21,7 +21,7 @@ from policies.model import ModelOptions
 from policies.residual import ResidualConfig
 from train.ppo import PPOConfig
 
-OBSERVATIONS = ("state", "pixels")
+OBSERVATIONS = ("state", "state25", "pixels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,8 @@ class TrainConfig:
     report_episodes: int = 512
     """Other episodes on which the final numbers are reported."""
     obs: str = "state"
-    """What the residual sees: 'state' (with the sheet's seen pose) or 'pixels' (pictures and its own joints)."""
+    """What the residual sees: 'state' (with the sheet's seen pose), 'state25' (the published 25 numbers and nothing
+    else) or 'pixels' (pictures and its own joints)."""
     video: bool = True
     """Write the videos of the report."""
     strict: bool = False
@@ -123,6 +124,11 @@ class TrainConfig:
     def pictures(self) -> RenderConfig | None:
         """What the residual sees, or None if it learns from state."""
         return self.render if self.obs == "pixels" else None
+
+    @property
+    def published(self) -> bool:
+        """Whether the residual sees the published observation `state25` alone."""
+        return self.obs == "state25"
 
     def load_randomization(self) -> Randomization:
         """The randomization that the run names."""

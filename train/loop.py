@@ -48,7 +48,7 @@ class Trainer:
 
         self.env = config.environment(config.num_envs, training=True, randomization=randomization)
         self.base = make_base(config.base, self.env.task, config.model)
-        self.residual = Residual(config.residual, self.base.num_features, config.pictures)
+        self.residual = Residual(config.residual, self.base.num_features, config.pictures, config.published)
         updates = -(-config.steps // (config.num_envs * config.ppo.unroll))
         self.ppo = PPO(config.ppo, self.residual, updates)
         costs = ResidualCosts(config.ppo.residual_cost, config.ppo.residual_change_cost)
@@ -152,7 +152,7 @@ class Trainer:
     def _meta(self) -> dict[str, Any]:
         return {
             "config": self.config.to_dict(),
-            "layout": layout_sizes(self.base.num_features, self.config.pictures),
+            "layout": layout_sizes(self.base.num_features, self.config.pictures, self.config.published),
             "physics": self.env.physics.name,
             "steps": self.steps,
             "best": self.best,

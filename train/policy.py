@@ -70,9 +70,8 @@ def load_policy(
     policy = _untrained(str(run), config, tolerances)
     path = Path(run) / "checkpoints" / "best"
     meta = checkpoint.read_meta(path)
-    checkpoint.check_same(
-        path, meta["layout"], layout_sizes(policy.base.num_features, config.pictures), "observation layout"
-    )
+    layout = layout_sizes(policy.base.num_features, config.pictures, config.published)
+    checkpoint.check_same(path, meta["layout"], layout, "observation layout")
     return dataclasses.replace(policy, learner=checkpoint.restore(path, "learner", policy.learner))
 
 
@@ -85,5 +84,5 @@ def base_alone(config: TrainConfig, tolerances: tuple[float, ...] = (0.005, 0.01
 def _untrained(name: str, config: TrainConfig, tolerances: tuple[float, ...]) -> Policy:
     task = config.environment(1, training=False, report_tolerances=tolerances).task
     base = make_base(config.base, task, config.model)
-    residual = Residual(config.residual, base.num_features, config.pictures)
+    residual = Residual(config.residual, base.num_features, config.pictures, config.published)
     return Policy(name, config, tolerances, base, residual, residual.init(jax.random.PRNGKey(0)))

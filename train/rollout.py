@@ -138,7 +138,7 @@ class Roller:
         features = self.base.features(base_carry)
         last = jnp.where(seen.new_episode[:, None], 0.0, carry.last_residual)
         vectors = {
-            "state": jax.vmap(lambda *x: actor_vector(task, *x, pixels=self.eyes is not None))(
+            "state": jax.vmap(lambda *x: actor_vector(task, *x, self.eyes is not None, self.residual.published))(
                 seen, base_target, features, last
             ),
             "privileged_state": jax.vmap(lambda *x: critic_vector(task, *x))(carry.state, features),
