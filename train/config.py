@@ -18,10 +18,10 @@ from mjx_so101.scene import SHEET_FRICTIONS, SceneConfig
 from mjx_so101.task import TaskConfig
 from policies.base import BASES, SCRIPTED, SEES_POSE
 from policies.model import ModelOptions
-from policies.residual import ResidualConfig
+from policies.residual import Residual, ResidualConfig, actor_layout
 from train.ppo import PPOConfig
 
-OBSERVATIONS = ("state", "pixels")
+OBSERVATIONS = ("state", "state25", "pixels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,8 @@ class TrainConfig:
     stay_share: float = 1.0
     """Share of the training episodes that go on after success, so that the policy learns to stay."""
     obs: str = "state"
-    """What the residual sees: 'state' (with the sheet's seen pose) or 'pixels' (pictures and its own joints)."""
+    """What the residual sees: 'state' (with the sheet's seen pose), 'state25' (the published 25 numbers and nothing
+    else) or 'pixels' (pictures and its own joints)."""
     privileged_base: bool = False
     """With --obs pixels: allow a base that reads the sheet's true pose; its plan is then hidden from the residual."""
     blind: bool = False
@@ -113,11 +114,6 @@ class TrainConfig:
         elif self.privileged_base and self.base not in SEES_POSE:
             raise ConfigError(f"base {self.base!r} does not read the sheet's pose; leave out --privileged-base.")
 
-    @property
-    def base_sees_pose(self) -> bool:
-        """Whether the base policy reads the sheet's pose from the simulation."""
-        return self.base in SEES_POSE
-
     def evaluation_batch(self) -> int:
         """Episodes that an evaluation simulates at once."""
         physics = default_backend() if self.physics == "auto" else self.physics
@@ -161,6 +157,10 @@ class TrainConfig:
     def pictures(self) -> RenderConfig | None:
         """What the residual sees, or None if it learns from state."""
         return self.render if self.obs == "pixels" else None
+
+    def make_residual(self, num_features: int) -> Residual:
+        """Networks over a base policy with `num_features` features, told what `obs` says."""
+        return Residual(self.residual, num_features, self.pictures, actor_layout(self.obs, self.base in SEES_POSE))
 
     def load_randomization(self) -> Randomization:
         """The randomization that the run names."""

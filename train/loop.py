@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mjx_so101.errors import CheckpointError, ConfigError
 from policies.base import make_base
 from policies.model import OF_THE_MACHINE, ModelOptions
-from policies.residual import Learner, Residual
+from policies.residual import Learner
 from train import checkpoint
 from train.config import TrainConfig
 from train.evaluate import Evaluator
@@ -50,7 +50,7 @@ class Trainer:
 
         self.env = config.environment(config.num_envs, training=True, randomization=randomization)
         self.base = make_base(config.base, self.env.task, config.model)
-        self.residual = Residual(config.residual, self.base.num_features, config.pictures, config.base_sees_pose)
+        self.residual = config.make_residual(self.base.num_features)
         updates = -(-config.steps // (config.num_envs * config.ppo.unroll))
         self.ppo = PPO(config.ppo, self.residual, updates)
         costs = ResidualCosts(config.ppo.residual_cost, config.ppo.residual_change_cost)

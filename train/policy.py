@@ -89,5 +89,5 @@ def base_alone(config: TrainConfig, tolerances: tuple[float, ...] = (0.005, 0.01
 def _untrained(name: str, config: TrainConfig, tolerances: tuple[float, ...]) -> Policy:
     task = config.environment(1, training=False, report_tolerances=tolerances).task
     base = make_base(config.base, task, config.model)
-    residual = Residual(config.residual, base.num_features, config.pictures, config.base_sees_pose)
+    residual = config.make_residual(base.num_features)
     return Policy(name, config, tolerances, base, residual, residual.init(jax.random.PRNGKey(0)))
