@@ -27,7 +27,7 @@ from train.config import TrainConfig
 from train.evaluate import Evaluator
 from train.eyes import check_memory
 from train.ppo import PPO
-from train.report import command
+from train.provenance import command
 from train.rollout import SAMPLE, Carry, ResidualCosts, Roller
 
 SELECTION_SEED = 1_000_003
