@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import shlex
-from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
