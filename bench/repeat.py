@@ -41,7 +41,7 @@ class RepeatConfig:
     """Folder of a training run; its best checkpoint is evaluated."""
     base: str = "jacobian"
     """Without a run: a scripted base policy under a shaken residual."""
-    shake: float = 0.1
+    shake: float = 0.02
     """Standard deviation of what is added to each weight of the untrained residual."""
     randomization: str = "plain"
     """Without a run: preset or file."""
