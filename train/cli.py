@@ -109,7 +109,10 @@ def _train(arguments: list[str]) -> None:
     from policies.base import SCRIPTED
     from train.config import PRESETS, TrainConfig
     from train.loop import Trainer, new_folder, prepare_folder, saved_config
-    from train.report import command, write_report
+    from train.provenance import command, source
+    from train.report import write_report
+
+    source()  # as it is now: the run may outlast the next edit
 
     if given.resume:
         default = saved_config(Path(given.resume))
@@ -201,7 +204,7 @@ def _eval(arguments: list[str]) -> None:
 
     from train.evaluate import Evaluator
     from train.policy import load_policy
-    from train.report import provenance
+    from train.provenance import provenance
 
     with contextlib.redirect_stdout(sys.stderr):  # Warp and models announce themselves; --json - must stay JSON
         policy = load_policy(flags.run, flags.base, overrides(flags), flags.tolerance_mm)

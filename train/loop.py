@@ -29,7 +29,7 @@ from train.evaluate import Evaluator
 from train.eyes import check_memory, picture_faults
 from train.health import UpdateWatch, count_faults, refuse_faults, refuse_pictures
 from train.ppo import PPO
-from train.report import command
+from train.provenance import command
 from train.rollout import SAMPLE, Carry, ResidualCosts, Roller
 
 SELECTION_SEED = 1_000_003
