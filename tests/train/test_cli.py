@@ -10,6 +10,7 @@ from pathlib import Path
 import imageio.v2 as imageio
 import pytest
 
+from train import checkpoint
 from train.cli import main
 from train.loop import REPORT_SEED
 
@@ -144,7 +145,7 @@ def test_checkpoint_of_another_layout_is_refused(refused, copy_of_run):
     file = copy_of_run / "checkpoints" / "best" / "meta.json"
     record = json.loads(file.read_text())
     record["layout"]["state"]["goal_yaw"] = 1
-    file.write_text(json.dumps(record))
+    checkpoint.write_meta(file.parent, record)
     message = refused("eval", "--run", copy_of_run, "--episodes", 2, "--physics", "native")
     assert "another observation layout" in message and "state.goal_yaw: saved 1, now 2" in message
 

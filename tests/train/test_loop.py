@@ -16,7 +16,8 @@ import pytest
 from mjx_so101 import CheckpointError, HealthError
 from train import checkpoint, report
 from train.cli import main
-from train.loop import Trainer, saved_config
+from train.loop import Trainer
+from train.run_folder import saved_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,0 +1,138 @@
+"""Ctrl-C and SIGTERM: while a run trains they ask it to save and stop, at any other time they end the process.
+
+Neither raises an exception where there is nothing to clean up: raised inside one of JAX's callbacks it is lost, or
+aborts the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_last_words = "Stopped."
+
+
+class Stop:
+    """Truthy once a signal has asked to stop; from then on a second one raises KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._held = 0
+
+    def __bool__(self) -> bool:
+        return self._count > 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within this block, while something is saved, a second signal does nothing; a third ends the process."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+
+    def _handle(self, signum: int, _frame: object) -> None:
+        self._count += 1
+        name = signal.Signals(signum).name
+        if self._count == 1:
+            _say(f"\n{name}: saving after this step; once more stops without saving ...")
+        elif self._count > 2:
+            _end(signum)
+        elif self._held:
+            _say(f"{name}: still saving; once more stops at once ...")
+        else:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Stop]:
+        """Within this block, and only there, SIGTERM and Ctrl-C ask for a stop."""
+        with _handlers(self._handle), _wakeup(-1):
+            try:
+                yield self
+            finally:
+                self._count = 0
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within this block SIGTERM and Ctrl-C end the process with one line, whatever it is doing.
+
+    The handler in C writes the signal's number into a pipe, and a thread that reads it ends the process: Python's own
+    handlers would wait for the end of a compilation.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    threading.Thread(target=_watch, args=(reader,), daemon=True, name="signals").start()
+    try:
+        with _handlers(lambda *_: None), _wakeup(writer):
+            yield
+    finally:
+        os.close(writer)
+
+
+@contextlib.contextmanager
+def last_words(text: str) -> Iterator[None]:
+    """Within this block `text` is what an ended process says."""
+    global _last_words
+    before, _last_words = _last_words, text
+    try:
+        yield
+    finally:
+        _last_words = before
+
+
+def said_last() -> str:
+    """What an ended process says."""
+    return f"\n{_last_words}"
+
+
+def _watch(reader: int) -> None:
+    """Wait for a signal's number, or for the other end to be closed."""
+    while numbers := os.read(reader, 1):
+        if numbers[0] in _SIGNALS:
+            _end(numbers[0])
+    os.close(reader)
+
+
+def _end(signum: int) -> None:
+    flush = threading.Thread(target=sys.stdout.flush, daemon=True)  # which may wait for the thread that is to end
+    flush.start()
+    flush.join(0.5)
+    _say(said_last())
+    os._exit(128 + signum)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it
+        os.write(2, f"{text}\n".encode())  # print could not be called again within itself
+
+
+@contextlib.contextmanager
+def _handlers(handle) -> Iterator[None]:
+    old = {}
+    for which in _SIGNALS:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            old[which] = signal.signal(which, handle)
+    try:
+        yield
+    finally:
+        for which, handler in old.items():
+            signal.signal(which, handler)
+
+
+@contextlib.contextmanager
+def _wakeup(descriptor: int) -> Iterator[None]:
+    try:
+        old = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(old)
