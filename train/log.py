@@ -25,7 +25,8 @@ class Log:
             _drop_later(path, steps, evaluated)
             purge_step = steps + 1 if evaluated else 0  # TensorBoard hides what it holds from this step on
         self._file = path.open("a")
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=purge_step)
+        # named by its first step, or two parts begun in the same second would share a file
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=purge_step, filename_suffix=f".{steps}")
 
     def __enter__(self) -> Log:
         return self

@@ -102,7 +102,7 @@ def _watch(reader: int) -> None:
 def _end(signum: int) -> None:
     flush = threading.Thread(target=sys.stdout.flush, daemon=True)  # which may wait for the thread that is to end
     flush.start()
-    flush.join(0.5)
+    flush.join(2.0)
     _say(said_last())
     os._exit(128 + signum)
 
