@@ -48,7 +48,9 @@ def test_runs_that_begin_at_the_same_moment_get_folders_of_their_own(own_folder)
 def test_second_run_in_a_folder_is_refused_with_the_owner_s_name(tmp_path, again):
     with run_folder.open_given(tmp_path / "run") as folder:
         folder.keep_config(TrainConfig())
-        with pytest.raises(ConfigError, match=f"another process trains.*{os.getpid()} on {socket.gethostname()}, since"):
+        with pytest.raises(
+            ConfigError, match=f"another process trains.*{os.getpid()} on {socket.gethostname()}, since"
+        ):
             again(tmp_path / "run")
         assert (tmp_path / "run" / "config.json").exists()
     run_folder.open_for_resume(tmp_path / "run").release()
