@@ -93,7 +93,7 @@ def _owner(text: str) -> str:
 
 
 def _is_unused(path: Path) -> bool:
-    return all(entry.name == LOCK for entry in path.iterdir())
+    return all(entry.name == LOCK or ".writing" in entry.name for entry in path.iterdir())  # or what a crash left
 
 
 def open_new(name: str) -> RunFolder:

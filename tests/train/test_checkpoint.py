@@ -152,7 +152,7 @@ def test_everything_is_synced_before_it_is_swapped_in(path, monkeypatch):
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 def test_what_is_not_finite_is_neither_written_nor_read(path, holds, monkeypatch, bad):
     broken = {**tree(2), "a": tree(2)["a"].at[3, 4].set(bad)}
-    with pytest.raises(CheckpointError, match="not written: learner is not finite .a.$|not finite"):
+    with pytest.raises(CheckpointError, match=r"not written: learner is not finite \(a\)"):
         checkpoint.save(path, {"learner": broken}, {"steps": 2})
     assert holds(1)
     with monkeypatch.context() as patch:
