@@ -27,7 +27,7 @@ from train.log import Log
 from train.ppo import PPO
 from train.report import command
 from train.rollout import SAMPLE, Carry, ResidualCosts, Roller
-from train.signals import Stop
+from train.signals import Stop, last_words
 
 SELECTION_SEED = 1_000_003
 """Seeds of the episodes that choose the best checkpoint; the reported ones use REPORT_SEED."""
@@ -38,7 +38,8 @@ class Trainer:
     """One training run in one folder."""
 
     def __init__(self, config: TrainConfig, out: Path):
-        self.config, self.out, self.stop = config.resolve(), Path(out), Stop()
+        self.config, self.out = config.resolve(), Path(out)
+        self.stop = Stop(saved=lambda: self.steps == self.saved_steps)
         randomization = self.config.load_randomization()
         eval_envs = min(config.eval_episodes, 1024)
         if config.pictures:
@@ -67,7 +68,7 @@ class Trainer:
         # episodes begin at different ages, or all would time out together
         age = jax.random.randint(key_age, (self.config.num_envs,), 0, self.config.episode_steps)
         self.carry: Carry = carry.replace(state=carry.state.replace(step=age.astype(jnp.int32)))
-        self.steps = 0
+        self.steps, self.saved_steps = 0, -1
         self.best = -1.0
         self.evaluations: list[dict[str, Any]] = []
         self.seconds = {"rollout": 0.0, "update": 0.0, "evaluation": 0.0, "compile": 0.0}
@@ -149,6 +150,8 @@ class Trainer:
             trees["trainer"] = {"opt_state": self.opt_state, "carry": self.carry, "key": self.key}
         with self.stop.held():
             checkpoint.save(self.out / "checkpoints" / name, trees, self._meta())
+        if not learner_only:
+            self.saved_steps = self.steps
 
     def _meta(self) -> dict[str, Any]:
         return {
@@ -181,7 +184,7 @@ class Trainer:
             self.best = checkpoint.read_meta(best)["best"]
         self.learner = learner
         self.opt_state, self.carry, self.key = rest["opt_state"], rest["carry"], rest["key"]
-        self.steps = meta["steps"]
+        self.steps = self.saved_steps = meta["steps"]
         self.evaluations, self.seconds = meta["evaluations"], meta["seconds"]
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -198,7 +201,8 @@ class Trainer:
             unit_scale=True,
             disable=not progress,
         )
-        with Log(self.out, self.steps, self.evaluations) as log, bar, self.stop.listening():
+        said = f"Stopped by a signal; saved. Continue with: so101 train --resume {self.out}"
+        with Log(self.out, self.steps, self.evaluations) as log, bar, last_words(said), self.stop.listening():
             self.roller.stopped = self.evaluator.stopped = lambda: bool(self.stop)
             with contextlib.suppress(Interrupted):  # a rollout or an evaluation, which the resumed run begins again
                 self._train(log, bar)
@@ -206,7 +210,7 @@ class Trainer:
             self.save("last")
             stopped = bool(self.stop)
         if stopped:
-            print(f"Stopped by a signal; saved. Continue with: so101 train --resume {self.out}", flush=True)
+            print(said, flush=True)
             return False
         self.ended = self._why_ended()
         if progress:
@@ -216,10 +220,10 @@ class Trainer:
     def _train(self, log: Log, bar: tqdm) -> None:
         """Iterate and evaluate in turn until the run ends or is to stop."""
         config, recent = self.config, deque[float](maxlen=20)
-        if not self.evaluations:
-            self.save("last")  # whatever happens to the first evaluation, the run can be resumed
         while not self.stop:
             if self._evaluation_is_due():
+                log.sync()
+                self.save("last")  # whatever happens during the evaluation, nothing is lost
                 log.evaluation(self.evaluate())
                 log.sync()
                 self.save("last")

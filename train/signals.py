@@ -8,24 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+GRACE_S = 4.0
+"""How long a `Stop` that has nothing to save may take to answer: it may be in a compilation, which cannot be left."""
 _last_words = "Stopped."
 
 
 class Stop:
     """Truthy once a signal has asked to stop; from then on a second one raises KeyboardInterrupt."""
 
-    def __init__(self) -> None:
+    def __init__(self, saved: Callable[[], bool] = lambda: False):
+        """saved: whether the process could end as it is, with nothing to save."""
+        self._saved = saved
         self._count = 0
         self._held = 0
 
     def __bool__(self) -> bool:
         return self._count > 0
+
+    @property
+    def may_end(self) -> bool:
+        """Whether nothing is lost if the process ends at once."""
+        return not self._held and self._saved()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -42,7 +53,7 @@ class Stop:
         if self._count == 1:
             _say(f"\n{name}: saving after this step; once more stops without saving ...")
         elif self._count > 2:
-            _end(signum)
+            _end(130)
         elif self._held:
             _say(f"{name}: still saving; once more stops at once ...")
         else:
@@ -51,16 +62,22 @@ class Stop:
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:
         """Within this block, and only there, SIGTERM and Ctrl-C ask for a stop."""
-        with _handlers(self._handle), _wakeup(-1):
+        global _listening
+        with _handlers(self._handle):
+            _listening = self
             try:
                 yield self
             finally:
+                _listening = None
                 self._count = 0
+
+
+_listening: Stop | None = None
 
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Within this block SIGTERM and Ctrl-C end the process with one line, whatever it is doing.
+    """Within this block SIGTERM and Ctrl-C end the process with one line, unless a `Stop` listens.
 
     The handler in C writes the signal's number into a pipe, and a thread that reads it ends the process: Python's own
     handlers would wait for the end of a compilation.
@@ -73,6 +90,29 @@ def ended_by_signals() -> Iterator[None]:
             yield
     finally:
         os.close(writer)
+
+
+def _watch(reader: int) -> None:
+    """End the process at a signal, or, while a `Stop` listens, if it does not answer although it may end; until the
+    other end of the pipe is closed."""
+    count, since = 0, 0.0
+    while True:
+        ready, _, _ = select.select([reader], [], [], 0.1 if count else None)
+        if ready:
+            numbers = os.read(reader, 1)
+            if not numbers:
+                break
+            if numbers[0] not in _SIGNALS:
+                continue
+            if _listening is None:
+                _end(128 + numbers[0])
+            count, since = count + 1, since or time.monotonic()
+        stop = _listening
+        if stop is None:  # it has answered
+            count, since = 0, 0.0
+        elif count > 2 or (time.monotonic() - since > GRACE_S and stop.may_end):
+            _end(130)
+    os.close(reader)
 
 
 @contextlib.contextmanager
@@ -91,20 +131,12 @@ def said_last() -> str:
     return f"\n{_last_words}"
 
 
-def _watch(reader: int) -> None:
-    """Wait for a signal's number, or for the other end to be closed."""
-    while numbers := os.read(reader, 1):
-        if numbers[0] in _SIGNALS:
-            _end(numbers[0])
-    os.close(reader)
-
-
-def _end(signum: int) -> None:
+def _end(status: int) -> None:
     flush = threading.Thread(target=sys.stdout.flush, daemon=True)  # which may wait for the thread that is to end
     flush.start()
     flush.join(2.0)
     _say(said_last())
-    os._exit(128 + signum)
+    os._exit(status)
 
 
 def _say(text: str) -> None:

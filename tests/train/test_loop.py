@@ -186,7 +186,7 @@ WHOLE_LOG = [("evaluation", 0), ("train", 128), ("train", 256), ("evaluation", 2
              ("evaluation", 384), ("train", 512), ("evaluation", 512), ("train", 640), ("evaluation", 640)]  # fmt: skip
 
 
-@pytest.mark.parametrize("kill_at", range(1, 9))
+@pytest.mark.parametrize("kill_at", range(1, 11))
 def test_run_killed_before_any_write_loses_at_most_an_interval(quick, monkeypatch, kill_at):
     """Before its first, second, ... checkpoint. What is evaluated again may turn out otherwise, as on a GPU: here
     worse. The best score then stays with its learner."""
@@ -218,8 +218,8 @@ def test_run_killed_before_any_write_loses_at_most_an_interval(quick, monkeypatc
     assert [record["steps"] for record in quick.evaluations] == [0, 256, 384, 512, 640]
     after = checkpoint.read_meta(best)
     assert after["best"] >= before["best"]
-    if ("last", 256) in calls:  # the best of all was found and written before
-        assert (after["steps"], after["best"]) == (before["steps"], before["best"]) == (256, pytest.approx(0.7525))
+    if before["steps"] == 256:  # the best of all was found and written before
+        assert (after["steps"], after["best"]) == (256, before["best"])
 
 
 def test_damaged_best_checkpoint_is_refused_before_the_training_goes_on(quick):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+IN_C = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)'  # for many minutes
 ENDED = """
 import hashlib, os, time
 from train.signals import ended_by_signals, last_words
@@ -17,7 +18,7 @@ with ended_by_signals(), last_words("So far."):
     print("not flushed")
     os.write(1, b"ready\\n")
     if {blocks}:
-        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # in C, for minutes
+        {wait}
     while True:
         try:
             time.sleep(0.01)
@@ -34,6 +35,16 @@ with ended_by_signals(), Stop().listening() as stop:
             time.sleep(0.01)
         time.sleep({seconds})
     print("saved", flush=True)
+"""
+
+
+WAITING = """
+import hashlib, os, time
+from train.signals import Stop, ended_by_signals, last_words
+with ended_by_signals(), last_words("Saved."), Stop(saved=lambda: {saved}).listening():
+    os.write(1, b"ready\\n")
+    {wait}
+print("done")
 """
 
 
@@ -59,7 +70,7 @@ def started():
 @pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_what_swallows_exceptions_or_waits_in_c(started, which, blocks):
-    process = started(ENDED.format(blocks=blocks))
+    process = started(ENDED.format(blocks=blocks, wait=IN_C))
     process.send_signal(which)
     out, said = process.communicate(timeout=10)
     assert process.returncode == 128 + which
@@ -84,6 +95,22 @@ def test_third_ctrl_c_ends_a_save_that_hangs(started):
         time.sleep(0.3)
     _, said = process.communicate(timeout=10)
     assert process.returncode == 130 and "Traceback" not in said
+
+
+def test_stop_that_waits_in_c_with_nothing_to_save_ends_within_seconds(started):
+    """As in a compilation."""
+    process, begin = started(WAITING.format(saved=True, wait=IN_C)), time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and said.strip() == "Saved."
+    assert 3 < time.monotonic() - begin < 10
+
+
+def test_stop_with_something_to_save_is_waited_for(started):
+    process = started(WAITING.format(saved=False, wait="time.sleep(6)"))
+    process.send_signal(signal.SIGTERM)
+    out, said = process.communicate(timeout=20)
+    assert (process.returncode, out) == (0, "done\n") and "saving after this step" in said
 
 
 @pytest.mark.slow
