@@ -102,8 +102,8 @@ def test_stop_that_waits_in_c_with_nothing_to_save_ends_within_seconds(started):
     process, begin = started(WAITING.format(saved=True, wait=IN_C)), time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=20)
-    assert process.returncode == 130 and said.strip() == "Saved."
-    assert 3 < time.monotonic() - begin < 10
+    assert process.returncode == 130 and said.endswith("Saved.\n") and "Traceback" not in said
+    assert 3 < time.monotonic() - begin < 15
 
 
 def test_stop_with_something_to_save_is_waited_for(started):
