@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
-from mjx_so101.errors import ConfigError
+from mjx_so101.errors import ConfigError, Interrupted
 from mjx_so101.render import PRESETS, Renderer, make_renderer
 from mjx_so101.render.sensor import sense_all, sensor_varies
 from mjx_so101.task import Observation, State
@@ -86,6 +87,8 @@ class ChunkedPolicy:
         self.render_config = dataclasses.replace(PRESETS["gr00t"], renderer=renderer, cameras=source.cameras)
         self.passes = 0
         """Passes through the model so far."""
+        self.stopped: Callable[[], bool] = lambda: False
+        """Asked before each pass; True raises Interrupted."""
         self._in_use: list[Any] = []
         if env is not None:
             self._bind(env)
@@ -149,6 +152,8 @@ class ChunkedPolicy:
         if passes:
             self._in_use.clear()  # the device has caught up: nobody reads these any more
         for i in range(passes):
+            if self.stopped():
+                raise Interrupted
             envs = self._choose(carry, state)
             inputs = self.look(state, envs)
             targets = jnp.asarray(self.source.chunk(*inputs))

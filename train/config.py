@@ -10,7 +10,8 @@ import tyro
 
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError, require_choice
-from mjx_so101.params import Randomization, load_randomization
+from mjx_so101.params import FIELDS, Randomization, load_randomization
+from mjx_so101.params import PRESETS as PHYSICS_PRESETS
 from mjx_so101.physics import BACKENDS, default_backend
 from mjx_so101.render import PRESETS as RENDER_PRESETS
 from mjx_so101.render import RenderConfig
@@ -72,6 +73,8 @@ class TrainConfig:
     ppo: tyro.conf.OmitArgPrefixes[PPOConfig] = dataclasses.field(default_factory=PPOConfig)
     model: tyro.conf.OmitArgPrefixes[ModelOptions] = dataclasses.field(default_factory=ModelOptions)
     render: tyro.conf.OmitArgPrefixes[RenderConfig] = dataclasses.field(default_factory=lambda: RENDER_PRESETS["small"])
+    resolved: tyro.conf.Suppress[tyro.conf.Fixed[dict[str, Any] | None]] = None
+    """What `randomization` meant when the run began, see `resolve`: files change."""
 
     def __post_init__(self) -> None:
         require_choice("base", self.base, BASES)
@@ -139,10 +142,12 @@ class TrainConfig:
 
         randomization: what `load_randomization` gave earlier; default: load it.
         """
+        randomization = randomization or self.load_randomization()
+        self._require_looks_seen(randomization)
         return PaperReturnEnv(
             num_envs,
             self.physics,
-            randomization or self.load_randomization(),
+            randomization,
             self.scene_config(),
             self.task_config(training, report_tolerances),
             auto_reset=training,
@@ -163,8 +168,28 @@ class TrainConfig:
         return Residual(self.residual, num_features, self.pictures, actor_layout(self.obs, self.base in SEES_POSE))
 
     def load_randomization(self) -> Randomization:
-        """The randomization that the run names."""
+        """The randomization that the run names; as it was when it was resolved, whatever the file says now."""
+        if self.resolved and self.resolved["of"] == self.randomization:
+            return Randomization(self.resolved["name"], {k: tuple(v) for k, v in self.resolved["ranges"].items()})
         return load_randomization(self.randomization)
+
+    def resolve(self) -> TrainConfig:
+        """The same configuration with every range of its randomization written down in it."""
+        values = json.loads(json.dumps(self.load_randomization().to_dict()))
+        return dataclasses.replace(self, resolved={"of": self.randomization, **values})
+
+    def _require_looks_seen(self, randomization: Randomization) -> None:
+        """Raise ConfigError if it varies how things look where nothing draws pictures: that would change nothing."""
+        looks = randomization.varied(name for name, field in FIELDS.items() if field.group == "look")
+        if not looks or self.pictures or self.base not in SCRIPTED:
+            return
+        plain = self.randomization.removesuffix("+looks")
+        fix = f"use {plain!r}" if plain in PHYSICS_PRESETS else f"leave {'it' if len(looks) == 1 else 'them'} out"
+        raise ConfigError(
+            f"randomization {self.randomization!r} varies how things look ({', '.join(looks)}), and nothing here draws "
+            f"pictures: obs is 'state', and base {self.base!r} sees none. They would change nothing: {fix}, or learn "
+            "with --obs pixels."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""

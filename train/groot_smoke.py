@@ -17,7 +17,7 @@ from mjx_so101.scene import JOINTS
 from policies.chunked import RENDERERS
 from policies.groot import require_torch
 from policies.model import ModelOptions
-from train.loop import prepare_folder
+from train.run_folder import prepare_folder
 
 PICTURE_SIZE = (320, 240)
 """Pixels across and down of the cameras in the training data of phospho-app/gr00t-paper_return-7w9itxzsox."""
@@ -72,7 +72,7 @@ def smoke(flags: SmokeFlags) -> None:
     """
     require_choice("base_renderer", flags.base_renderer, RENDERERS)
     if flags.out:
-        prepare_folder(flags.out, resume=False)
+        prepare_folder(flags.out)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the GPU is shared with torch
     require_torch()
     import torch

@@ -1,12 +1,14 @@
 """The base policy around a model: a stand-in source, so that every executed action can be recomputed."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mjx_so101 import PaperReturnEnv, TaskConfig
-from mjx_so101.errors import ConfigError
+from mjx_so101.errors import ConfigError, Interrupted
 from policies.base import make_base
 from policies.chunked import ChunkedPolicy
 from policies.model import ModelOptions
@@ -210,3 +212,17 @@ def test_scripted_policies_need_no_binding(env):
     assert base.for_env(env) is base
     residual = Residual(ResidualConfig(), base.num_features)
     assert Roller(env, base, residual, lambda *_: 0, mode=MEAN).base is base
+
+
+def test_slow_refill_is_asked_to_stop_before_each_pass():
+    base = object.__new__(ChunkedPolicy)
+    base.slots, base.passes, base._in_use, passes = 2, 0, [], []
+    base._begin, base._choose = lambda carry, state: (carry, 7), lambda carry, state: None
+    base.look, base._store = lambda state, envs: (), lambda carry, *_: carry + 1
+    base.source = SimpleNamespace(chunk=lambda: passes.append(1) or np.zeros(0))
+    base.stopped = lambda: False
+    assert base.refill(0, None) == len(passes) == 4
+    base.stopped = lambda: len(passes) == 6
+    with pytest.raises(Interrupted):
+        base.refill(0, None)
+    assert len(passes) == 6

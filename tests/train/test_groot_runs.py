@@ -23,9 +23,10 @@ from train import checkpoint as checkpoints
 from train import config as train_config
 from train import gate, report
 from train.cli import _share_gpu_with_torch, main
-from train.loop import REPORT_SEED, Trainer, saved_config
+from train.loop import REPORT_SEED, Trainer
 from train.policy import Policy
 from train.rollout import BASE, SAMPLE, Roller
+from train.run_folder import saved_config
 
 SHORT = 20
 """Control steps of an evaluation episode, where not the real 400."""
