@@ -83,6 +83,7 @@ def base_alone(config: TrainConfig, tolerances: tuple[float, ...] = (0.005, 0.01
 
 
 def _untrained(name: str, config: TrainConfig, tolerances: tuple[float, ...]) -> Policy:
+    config = config.resolved()
     task = config.environment(1, training=False, report_tolerances=tolerances).task
     base = make_base(config.base, task, config.model)
     residual = Residual(config.residual, base.num_features, config.pictures)
