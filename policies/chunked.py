@@ -190,7 +190,7 @@ class ChunkedPolicy:
             envs = self._choose(carry, state)
             inputs = self.look(state, envs)
             targets = jnp.asarray(self.source.chunk(*inputs))
-            # JAX and torch would both reuse the memory of arrays that only the other still reads
+            # a source may read in another library, and JAX would reuse the memory of arrays that only that still reads
             self._in_use.append((inputs, targets))
             carry = self._store(carry, envs, targets, waiting, i)
         self.passes += passes

@@ -194,6 +194,9 @@ def test_bases_that_lack_something(env, base, options, message):
         ({"retries": -1}, "retries is -1"),
         ({"jax_memory": 1.0}, "jax_memory is 1.0; give a share"),
         ({"timeout_s": 0.0}, "timeout_s is 0.0"),
+        ({"base_width": 8}, "base_width is 8; give 16 to 2048 pixels"),
+        ({"base_height": 4000}, "base_height is 4000; give 16 to 2048 pixels"),
+        ({"base_width": 320.5}, r"base_width is 320\.5; give a whole number"),
         ({"camera_map": ("top",)}, "camera_map holds 'top'; write KEY=CAMERA"),
     ],
 )
