@@ -10,7 +10,17 @@ import pytest
 msgpack = pytest.importorskip("msgpack")
 zmq = pytest.importorskip("zmq")
 
-from remote_servers import DIE, HORIZON, LAYOUTS, Server, array, expected_chunk, modality, modality_config  # noqa: E402
+from remote_servers import (  # noqa: E402
+    DIE,
+    HORIZON,
+    JOINTS,
+    LAYOUTS,
+    Server,
+    array,
+    expected_chunk,
+    modality,
+    modality_config,
+)
 
 import policies.remote  # noqa: E402
 from mjx_so101.errors import ConfigError, RemoteError  # noqa: E402
@@ -62,7 +72,7 @@ def test_chunks_of_both_joint_layouts(serve, layout):
         assert policy.noise_shape == () and policy.training_range is None and policy.state_range is None
         assert policy.describe() == {
             "url": server.url, "cameras": ["top", "wrist"], "instruction": "Return the paper.", "horizon": HORIZON,
-            "batch_size": 64,
+            "batch_size": 64, "state": {f"state.{name}": JOINTS[name] for name in LAYOUTS[layout]},
         }  # fmt: skip
         chunk = policy.chunk(images, state, noise=np.zeros(3))
     assert chunk.dtype == np.float32 and chunk.shape == (3, HORIZON, 6)
