@@ -180,6 +180,8 @@ def test_inspect_shards_and_split_joints(run, tmp_path):
 
     printed = run("inspect", make_checkpoint(tmp_path / "new", layout="single_arm", shard_bytes=2**20))
     assert re.search(r"bytes in [3-9]\d? shards", printed) and "single_arm + gripper" in printed
+    printed = run("inspect", make_checkpoint(tmp_path / "seven", layout="single_arm_6"))
+    assert "single_arm[:5] + gripper" in printed and "problem" not in printed
 
 
 def test_inspect_full_size_reads_no_weights(inspect_json, copy_of_tiny):
@@ -386,7 +388,6 @@ def test_smoke_reports_targets_that_are_not_finite(copy_of_tiny, capsys, opengl)
     ("flags", "message"),
     [
         ("--device tpu9", "device"),
-        ("--camera-map front", "KEY=CAMERA"),
         ("--camera-map image_cam_0=top", "checkpoint's cameras are"),
         ("--joint-sign 1 1 1 1 1 2", r"joint_map\.sign"),
         ("--base-renderer opengl", "'warp', 'mujoco'"),
@@ -403,6 +404,7 @@ def test_smoke_refuses(run, tiny, flags, message):
     [
         ("--num-envs 0", "num_envs is 0"),
         ("--dtype int8", "'float32', 'bfloat16'"),
+        ("--camera-map front", "KEY=CAMERA"),
         ("--base-width 5", "base_width is 5; give 16 to 2048 pixels"),
         ("--home there", "home is 'there'; give 'task', 'checkpoint' or six angles"),
     ],
