@@ -1,0 +1,130 @@
+"""Runs mutants against their tests, in parallel; results go to a file that a later run goes on from.
+
+This needs nothing but what the tests need: it runs from a plain copy of the tree, without git or cosmic-ray.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.mutants.modules import Groups
+from bench.mutants.mutant import Mutant
+from bench.mutants.worker import Worker, warm_folder
+from mjx_so101.errors import HealthError
+
+GRACE = 30.0
+"""Mutants that still run this long (s) after the end of the time are stopped, and run again another time."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run."""
+
+    root: Path
+    """The tree that is mutated; it is only read."""
+    work: Path
+    """Folder of the copies and of what they compile."""
+    workers: int = 1
+    seconds: float = 1e9
+    """No mutant is started after this time."""
+    timeout: float = 300.0
+    """A mutant whose tests take longer (s) counts as killed: it may loop for ever."""
+
+
+class Results:
+    """Results by name, in a file of JSON lines that may end in half a line."""
+
+    def __init__(self, path: Path):
+        """Reads the file if there is one."""
+        self.path, self.entries, self._lock = path, {}, threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the run was stopped while it wrote this line: the mutant runs again
+            self.entries[entry["name"]] = entry
+        self.write()
+
+    def write(self) -> None:
+        """Write the whole file anew."""
+        self.path.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries.values()))
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Add one result, to the file too."""
+        with self._lock, self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+            self.entries[entry["name"]] = entry
+            print(len(self.entries), *entry.values(), flush=True)
+
+    def forget_survivors(self) -> None:
+        """Let the survivors run again, because there are new tests."""
+        self.entries = {name: e for name, e in self.entries.items() if e["outcome"] != "survived"}
+        self.write()
+
+
+def check_unchanged(settings: Settings, tests: Mapping[str, Groups], results: Results) -> None:
+    """Run the tests of the unchanged tree, which also fills the folder of compiled programs.
+
+    Raises HealthError unless all pass: a test that always fails kills every mutant.
+    """
+    groups = dict.fromkeys(group for groups in tests.values() for group in groups)
+    jobs = {f"unchanged: {' '.join(group)}": (group,) for group in groups}
+    _share_out(settings, [name for name in jobs if name not in results.entries], False, _job(settings, jobs, results))
+    bad = [entry for name, entry in results.entries.items() if name in jobs and entry["outcome"] != "survived"]
+    for entry in bad:
+        del results.entries[entry["name"]]
+        results.write()
+    if bad:
+        raise HealthError(f"tests fail without any mutant, so they would kill every one: {bad[0]}")
+
+
+def run_mutants(settings: Settings, mutants: Sequence[Mutant], tests: Mapping[str, Groups], results: Results) -> None:
+    """Run those of `mutants` that have no result yet. tests: groups of test files by name of mutant."""
+    by_name = {mutant.name: mutant for mutant in mutants}
+    todo = [name for name in by_name if name not in results.entries]
+    _share_out(settings, todo, True, _job(settings, tests, results, by_name))
+
+
+def _job(
+    settings: Settings, tests: Mapping[str, Groups], results: Results, mutants: Mapping[str, Mutant] | None = None
+) -> Callable[[Worker, str, float], None]:
+    def job(worker: Worker, name: str, left: float) -> None:
+        outcome = worker.run(tests[name], min(settings.timeout, left), mutants[name] if mutants else None)
+        if outcome.outcome != "timeout" or left > settings.timeout:
+            results.add({"name": name, **vars(outcome)})
+
+    return job
+
+
+def _share_out(settings: Settings, names: list[str], copy: bool, job: Callable[[Worker, str, float], None]) -> None:
+    """Let the workers do `job(worker, name, seconds left)` for each name; the first fault ends all and is raised."""
+    end, waiting, faults = time.monotonic() + settings.seconds, iter(names), []
+    lock = threading.Lock()
+
+    def work(index: int) -> None:
+        try:
+            warm = warm_folder(settings.work) if copy else None
+            worker = Worker(settings.root, settings.work, index, warm, pinned=settings.workers > 1)
+            while time.monotonic() < end and not faults:
+                with lock:
+                    name = next(waiting, None)
+                if name is None:
+                    return
+                job(worker, name, end + GRACE - time.monotonic())
+        except BaseException as fault:
+            faults.append(fault)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(min(settings.workers, len(names)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if faults:
+        raise faults[0]
