@@ -23,8 +23,9 @@ TESTS: dict[str, Groups] = {
     ),
     "policies/chunks.py": (("tests/policies/test_chunks.py",), ("tests/policies/test_chunked.py",)),
     "policies/groot/processor.py": (
-        ("tests/groot/test_groot_processor.py", "tests/groot/test_groot_parity.py", "tests/groot/test_groot_policy.py"),
-        ("tests/groot/test_groot_loader.py", "tests/groot/test_groot_tools.py"),
+        ("tests/groot/test_groot_processor.py",),
+        ("tests/groot/test_groot_parity.py", "tests/groot/test_groot_policy.py"),
+        ("tests/groot/test_groot_loader.py",),
     ),
     "train/evaluate.py": (
         ("tests/train/test_evaluate.py",),
