@@ -106,12 +106,13 @@ def _job(
 def _share_out(settings: Settings, names: list[str], copy: bool, job: Callable[[Worker, str, float], None]) -> None:
     """Let the workers do `job(worker, name, seconds left)` for each name; the first fault ends all and is raised."""
     end, waiting, faults = time.monotonic() + settings.seconds, iter(names), []
-    lock = threading.Lock()
+    lock, workers = threading.Lock(), []
 
     def work(index: int) -> None:
         try:
             warm = warm_folder(settings.work) if copy else None
             worker = Worker(settings.root, settings.work, index, warm, pinned=settings.workers > 1)
+            workers.append(worker)
             while time.monotonic() < end and not faults:
                 with lock:
                     name = next(waiting, None)
@@ -124,7 +125,13 @@ def _share_out(settings: Settings, names: list[str], copy: bool, job: Callable[[
     threads = [threading.Thread(target=work, args=(i,)) for i in range(min(settings.workers, len(names)))]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as fault:  # Ctrl-C reaches this thread, and the tests run in sessions of their own
+        faults.append(fault)
+        for worker in workers:
+            worker.stop()
+        raise
     if faults:
         raise faults[0]

@@ -50,6 +50,8 @@ class Worker:
         self.source, self.root = source, work / f"tree{index}"
         self.cache = work / f"cache{index}" if warm else warm_folder(work)
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self._process: subprocess.Popen[str] | None = None
+        self._stopped = False
         self._core = {cores[index % len(cores)]} if pinned and cores else None
         shutil.rmtree(self.root, ignore_errors=True)
         for name in FOLDERS:
@@ -78,6 +80,12 @@ class Worker:
                 self._write(mutant.path, (self.source / mutant.path).read_text())
         return Outcome(outcome, by, round(time.perf_counter() - begin, 1))
 
+    def stop(self) -> None:
+        """End what runs, from another thread; the run raises KeyboardInterrupt."""
+        self._stopped = True
+        if self._process and self._process.poll() is None:
+            os.killpg(self._process.pid, 9)
+
     def _write(self, path: str, text: str) -> None:
         file = self.root / path
         file.write_text(text)
@@ -85,7 +93,7 @@ class Worker:
             compiled.unlink()  # Python tells versions apart by size and second only
 
     def _tests(self, files: Iterable[str], seconds: float) -> tuple[str, str]:
-        process = subprocess.Popen(
+        self._process = process = subprocess.Popen(
             [sys.executable, *PYTEST, *files], cwd=self.root, env=self._environment(), text=True, errors="replace",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
@@ -99,6 +107,8 @@ class Worker:
             if process.poll() is None:
                 os.killpg(process.pid, 9)
                 process.wait()
+        if self._stopped:
+            raise KeyboardInterrupt
         return ("survived", "") if process.returncode == 0 else ("killed", first_failure(output, process.returncode))
 
     def _environment(self) -> dict[str, str]:
