@@ -12,8 +12,9 @@ Groups = tuple[tuple[str, ...], ...]
 
 TESTS: dict[str, Groups] = {
     "mjx_so101/task.py": (
-        ("tests/sim/test_command.py", "tests/sim/test_success.py", "tests/sim/test_sensing.py"),
-        ("tests/sim/test_reset.py", "tests/sim/test_episode.py", "tests/sim/test_health.py"),
+        ("tests/sim/test_task.py", "tests/sim/test_command.py", "tests/sim/test_success.py"),
+        ("tests/sim/test_sensing.py", "tests/sim/test_episode.py", "tests/sim/test_params.py"),
+        ("tests/sim/test_reset.py", "tests/sim/test_health.py"),
         ("tests/train/test_rollout.py", "tests/train/test_evaluate.py"),
     ),
     "train/rollout.py": (
