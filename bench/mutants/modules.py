@@ -18,7 +18,8 @@ TESTS: dict[str, Groups] = {
         ("tests/train/test_rollout.py", "tests/train/test_evaluate.py"),
     ),
     "train/rollout.py": (
-        ("tests/train/test_rollout.py", "tests/train/test_evaluate.py", "tests/train/test_residual.py"),
+        ("tests/train/test_rollout_parts.py", "tests/train/test_rollout.py"),
+        ("tests/train/test_evaluate.py", "tests/train/test_residual.py"),
         ("tests/policies/test_chunked.py",),
         ("tests/train/test_ppo.py", "tests/train/test_pixels.py"),
     ),
