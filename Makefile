@@ -3,7 +3,7 @@
 #   make train   train a residual policy; flags in ARGS, e.g. make train ARGS="--base oracle --seed 1"
 #   make test    run the tests; e.g. make test ARGS="-x tests/test_packaging.py"
 #   make lint    run ruff and mypy
-#   make mutants mutation testing of the core, for hours; goes on where it stopped, e.g. make mutants WORKERS=16
+#   make mutants mutation testing of the core, for hours on a few cores; again to go on where it stopped
 #   make venv    only set up .venv
 #   make clean   remove .venv and what tools cached here (never runs/)
 #
@@ -15,6 +15,9 @@ ARGS ?=
 WORKERS ?= 2
 VENV_PYTHON := .venv/bin/python
 PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
+INSTALL_TESTS = @if [ ! -e .venv/.tests ] || [ pyproject.toml -nt .venv/.tests ]; then \
+	$(PIP) install --editable ".[test]" && touch .venv/.tests; fi
+MUTANTS := .cache/mutants/sample
 
 .PHONY: help train test lint mutants venv clean
 
@@ -25,8 +28,7 @@ train: venv
 	.venv/bin/so101 train $(ARGS)
 
 test: venv
-	@if [ ! -e .venv/.tests ] || [ pyproject.toml -nt .venv/.tests ]; then \
-		$(PIP) install --editable ".[test]" && touch .venv/.tests; fi
+	$(INSTALL_TESTS)
 	$(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: venv
@@ -34,11 +36,8 @@ lint: venv
 	$(VENV_PYTHON) -m ruff format --check
 	$(VENV_PYTHON) -m mypy
 
-MUTANTS := .cache/mutants/sample
-
 mutants: venv
-	@if [ ! -e .venv/.mutants ] || [ pyproject.toml -nt .venv/.mutants ]; then \
-		$(PIP) install --editable ".[test,mutants]" && touch .venv/.mutants; fi
+	$(INSTALL_TESTS)
 	@mkdir -p .cache/mutants
 	@if [ ! -e $(MUTANTS).json ]; then $(VENV_PYTHON) -m bench.mutants sample --out $(MUTANTS).json; fi
 	$(VENV_PYTHON) -m bench.mutants run $(MUTANTS).json --results $(MUTANTS).jsonl --workers $(WORKERS) $(ARGS)

@@ -9,7 +9,6 @@ python -m bench.mutants named --results named.jsonl --out bench/results/named_mu
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from bench.mutants.mutant import Mutant
 from bench.mutants.named import named_mutants
 from bench.mutants.report import read_equivalent, report
 from bench.mutants.run import Results, Settings, check_unchanged, run_mutants
-from bench.mutants.sample import document, sample
+from bench.mutants.sample import read, write
 from mjx_so101.errors import ConfigError, SO101Error
 
 ROOT = Path(__file__).parents[2]
@@ -100,13 +99,12 @@ def main(config: Sample | Run | Report | Named) -> None:
 
 
 def _sample(config: Sample) -> None:
-    drawn = sample(ROOT, config.modules, config.seed, config.count)
-    config.out.write_text(json.dumps(document(drawn, config.seed), indent=1) + "\n")
+    drawn = write(ROOT, config.modules, config.seed, config.count, config.out)
     print(f"{len(drawn)} mutants of {len(config.modules)} files: {config.out}")
 
 
 def _run(config: Run) -> None:
-    mutants = _read(config.sample)[part(config.part)]
+    mutants = read(ROOT, config.sample)[1][part(config.part)]
     if config.again:
         Results(config.results).forget_survivors()
     results = config.run(mutants, {mutant.name: groups_of(mutant.path) for mutant in mutants})
@@ -115,14 +113,15 @@ def _run(config: Run) -> None:
 
 
 def _report(config: Report) -> None:
-    sampled = json.loads(config.sample.read_text())
+    document, mutants = read(ROOT, config.sample)
     entries = {name: entry for path in config.results for name, entry in Results(path).entries.items()}
-    found = report(_read(config.sample), entries, read_equivalent(config.equivalent))
+    found = report(mutants, entries, read_equivalent(config.equivalent))
     for mutant in found["survivors"]:
         print(f"survived: {mutant['name']} {mutant['diff']}")
     for path, row in {**found["modules"], "all": found["total"]}.items():
         print(f"{row['score']:.1%} ({row['low']:.1%} to {row['high']:.1%}) of {row['mutants']} mutants: {path}")
-    _record(config.out, "mutation_score", found["total"]["score"], tool=sampled["tool"], seed=sampled["seed"], **found)
+    details = {"seeds": [document["seed"]], "conditions": {"tool": document["tool"]}, **found}
+    _record(config.out, "mutation_score", found["total"]["score"], **details)
 
 
 def _named(config: Named) -> None:
@@ -144,10 +143,6 @@ def part(text: str) -> slice:
     if not (first.isdecimal() and parts.isdecimal() and 1 <= int(first) <= int(parts)):
         raise ConfigError(f"part is {text!r}; give I/N with I from 1 to N, as in 1/4.")
     return slice(int(first) - 1, None, int(parts))
-
-
-def _read(path: Path) -> list[Mutant]:
-    return [Mutant.from_json(entry) for entry in json.loads(path.read_text())["mutants"]]
 
 
 def _record(out: Path | None, name: str, value: float, **details) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import itertools
+import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -62,7 +64,7 @@ def mutants_of(path: str, source: str) -> Iterator[Mutant]:
         from cosmic_ray import mutating, plugins
         from cosmic_ray.ast import ast_nodes, get_ast
     except ImportError as error:
-        raise ConfigError("drawing mutants needs cosmic-ray: pip install 'mjx-so101[mutants]'.") from error
+        raise ConfigError("drawing mutants needs cosmic-ray: pip install 'mjx-so101[test]'.") from error
     tree = ast.parse(source)
     skipped, original, seen = without_effect(tree), ast.dump(tree), set()
     nodes = list(ast_nodes(get_ast(source)))
@@ -122,8 +124,31 @@ def sample(root: Path, paths: tuple[str, ...], seed: int, count: int) -> list[Mu
     return drawn
 
 
-def document(drawn: list[Mutant], seed: int) -> dict[str, Any]:
-    """A sample's file: what drew it, and the mutants."""
+def write(root: Path, paths: tuple[str, ...], seed: int, count: int, out: Path) -> list[Mutant]:
+    """Draw a sample and write it to the file `out`."""
     from importlib.metadata import version
 
-    return {"tool": f"cosmic-ray {version('cosmic-ray')}", "seed": seed, "mutants": [m.to_json() for m in drawn]}
+    drawn = sample(root, paths, seed, count)
+    document = {
+        "tool": f"cosmic-ray {version('cosmic-ray')}",
+        "seed": seed,
+        "sources": {path: _digest(root / path) for path in paths},
+        "mutants": [mutant.to_json() for mutant in drawn],
+    }
+    out.write_text(json.dumps(document, indent=1) + "\n")
+    return drawn
+
+
+def read(root: Path, path: Path) -> tuple[dict[str, Any], list[Mutant]]:
+    """A sample's file and its mutants. Raises ConfigError if one of the files under `root` has changed since."""
+    if not path.exists():
+        raise ConfigError(f"sample {path} does not exist; draw one with `python -m bench.mutants sample --out {path}`.")
+    document = json.loads(path.read_text())
+    for name, digest in document["sources"].items():
+        if _digest(root / name) != digest:
+            raise ConfigError(f"{name} has changed since {path} was drawn; draw the sample again and run all of it.")
+    return document, [Mutant.from_json(entry) for entry in document["mutants"]]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

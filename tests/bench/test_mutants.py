@@ -1,5 +1,8 @@
 """bench.mutants draws mutants in proportion to lines, kills those that tests see, and goes on where it stopped."""
 
+import ast
+import functools
+import hashlib
 import importlib.util
 import json
 from collections import Counter
@@ -13,7 +16,7 @@ from bench.mutants.modules import TESTS, groups_of
 from bench.mutants.mutant import Mutant, mutant_of, replaced
 from bench.mutants.report import read_equivalent, report
 from bench.mutants.run import Results, Settings, check_unchanged, run_mutants
-from bench.mutants.sample import fitting, sample, shares
+from bench.mutants.sample import fitting, read, sample, shares, write
 from bench.mutants.worker import first_failure
 from mjx_so101 import ConfigError, HealthError
 
@@ -119,10 +122,34 @@ def test_every_named_mistake_fits_the_code():
         assert all((ROOT / file).is_file() for group in groups for file in group)
 
 
-def test_groups_of_each_module_are_there():
+@functools.cache
+def imported(file: Path) -> set[Path]:
+    """Files of this project that a file imports, at its top or in a function."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    places = [ROOT / name.replace(".", "/") for name in names]
+    return {p for place in places for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()}
+
+
+def reached_from(files: set[Path]) -> set[Path]:
+    """All that the files import, directly or not."""
+    reached, new = set(), set(files)
+    while new:
+        reached |= new
+        new = {path for file in new for path in imported(file)} - reached
+    return reached
+
+
+def test_tests_of_each_module_are_there_and_import_it():
+    """... in the file, in a fixture of its conftest, or through what these import."""
     for path, groups in TESTS.items():
-        assert (ROOT / path).is_file()
-        assert all((ROOT / file).is_file() for group in groups for file in group)
+        for file in (ROOT / name for group in groups for name in group):
+            conftests = {folder / "conftest.py" for folder in (file.parent, file.parent.parent)}
+            assert ROOT / path in reached_from({file, *filter(Path.is_file, conftests)}), (path, file)
     with pytest.raises(ConfigError, match=r"module is 'train/loop.py'; choose one of"):
         groups_of("train/loop.py")
 
@@ -152,7 +179,7 @@ def test_shares_are_in_proportion_to_lines():
     assert sum(shares({"a": 329, "b": 244, "c": 82, "d": 147, "e": 137}, 220).values()) == 220
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("cosmic_ray"), reason="needs cosmic-ray (extra 'mutants')")
+@pytest.mark.skipif(not importlib.util.find_spec("cosmic_ray"), reason="needs cosmic-ray (extra 'test')")
 def test_sample_is_seeded_spread_over_lines_and_real(tree):
     paths = ("policies/tiny.py", "policies/twin.py")
     (tree / "policies" / "twin.py").write_text(SOURCE)
@@ -164,8 +191,23 @@ def test_sample_is_seeded_spread_over_lines_and_real(tree):
     for mutant in drawn:
         assert mutant.apply(tree) != SOURCE
     assert not any("int |" not in line and "int" in line for mutant in drawn for line in mutant.new)
+    assert write(tree, paths, 3, 10, tree / "sample.json") == drawn
+    document, again = read(tree, tree / "sample.json")
+    assert again == drawn and document["tool"].startswith("cosmic-ray ") and document["seed"] == 3
     with pytest.raises(ConfigError, match="count is 1000"):
         sample(tree, paths, seed=0, count=1000)
+
+
+def test_sample_of_other_sources_is_refused(tree):
+    path = tree / "sample.json"
+    with pytest.raises(ConfigError, match=r"sample\.json does not exist; draw one"):
+        read(tree, path)
+    digest = hashlib.sha256(SOURCE.encode()).hexdigest()
+    path.write_text(json.dumps({"sources": {"policies/tiny.py": digest}, "mutants": []}))
+    assert read(tree, path)[1] == []
+    (tree / "policies" / "tiny.py").write_text(SOURCE + "\n")
+    with pytest.raises(ConfigError, match=r"policies/tiny\.py has changed since .* was drawn"):
+        read(tree, path)
 
 
 def test_report_asks_for_every_result_and_few_reasons(tree, tmp_path):
