@@ -44,10 +44,10 @@ class Running:
     """JSON lines, one for each mutant as it ends; what is in there does not run again."""
     workers: int = 1
     """Mutants at a time, each on one core."""
-    minutes: float = 1e6
+    minutes: float = 10_000
     """No mutant is started after this time; what still runs half a minute later is stopped and runs another time."""
-    timeout: float = 300.0
-    """A mutant whose tests take longer (s) counts as killed."""
+    timeout: float = 60.0
+    """A mutant counts as killed this long (s) after five times the time that its tests take without it."""
     work: Path = ROOT / ".cache" / "mutants"
     """Folder of copies of the tree and of compiled programs."""
 

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench.mutants.modules import Groups
 from bench.mutants.mutant import Mutant
 from bench.mutants.worker import Worker, warm_folder
 from mjx_so101.errors import HealthError
 
+PATIENCE = 5.0
 GRACE = 30.0
 """Mutants that still run this long (s) after the end of the time are stopped, and run again another time."""
 
@@ -31,10 +31,11 @@ class Settings:
     work: Path
     """Folder of the copies and of what they compile."""
     workers: int = 1
-    seconds: float = 1e9
+    seconds: float = 1e6
     """No mutant is started after this time."""
-    timeout: float = 300.0
-    """A mutant whose tests take longer (s) counts as killed: it may loop for ever."""
+    timeout: float = 60.0
+    """A mutant may loop for ever: it counts as killed after this time (s) and PATIENCE times as long as the same tests
+    take with the unchanged tree."""
 
 
 class Results:
@@ -43,21 +44,24 @@ class Results:
     def __init__(self, path: Path):
         """Reads the file if there is one."""
         self.path, self.entries, self._lock = path, {}, threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        for line in lines:
+            if line.endswith("\n"):
                 entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the run was stopped while it wrote this line: the mutant runs again
-            self.entries[entry["name"]] = entry
-        self.write()
+                self.entries[entry["name"]] = entry
+        if lines and not lines[-1].endswith("\n"):
+            self.write()  # the run was stopped while it wrote this line: the mutant runs again
 
     def write(self) -> None:
         """Write the whole file anew."""
-        self.path.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries.values()))
+        new = self.path.with_suffix(".new")
+        new.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries.values()))
+        new.replace(self.path)
 
-    def add(self, entry: dict[str, Any]) -> None:
-        """Add one result, to the file too."""
+    def add(self, name: str, outcome: str, by: str, begin: float) -> None:
+        """Add one result, to the file too; it took from `begin` until now."""
+        entry = {"name": name, "outcome": outcome, "by": by, "seconds": round(time.monotonic() - begin, 1)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._lock, self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
             self.entries[entry["name"]] = entry
@@ -74,37 +78,44 @@ def check_unchanged(settings: Settings, tests: Mapping[str, Groups], results: Re
 
     Raises HealthError unless all pass: a test that always fails kills every mutant.
     """
-    groups = dict.fromkeys(group for groups in tests.values() for group in groups)
-    jobs = {f"unchanged: {' '.join(group)}": (group,) for group in groups}
-    _share_out(settings, [name for name in jobs if name not in results.entries], False, _job(settings, jobs, results))
-    bad = [entry for name, entry in results.entries.items() if name in jobs and entry["outcome"] != "survived"]
-    for entry in bad:
-        del results.entries[entry["name"]]
-        results.write()
-    if bad:
-        raise HealthError(f"tests fail without any mutant, so they would kill every one: {bad[0]}")
+    jobs = {_unchanged(group): group for groups in tests.values() for group in groups}
+
+    def job(worker: Worker, name: str, end: float) -> None:
+        begin = time.monotonic()
+        outcome, by = worker.run(jobs[name], end - begin)
+        if outcome == "killed":
+            raise HealthError(f"tests fail without any mutant, so they would kill every one: {by}")
+        if outcome == "survived":
+            results.add(name, outcome, by, begin)
+
+    _share_out(settings, [name for name in jobs if name not in results.entries], False, job)
 
 
 def run_mutants(settings: Settings, mutants: Sequence[Mutant], tests: Mapping[str, Groups], results: Results) -> None:
     """Run those of `mutants` that have no result yet. tests: groups of test files by name of mutant."""
     by_name = {mutant.name: mutant for mutant in mutants}
-    todo = [name for name in by_name if name not in results.entries]
-    _share_out(settings, todo, True, _job(settings, tests, results, by_name))
+
+    def job(worker: Worker, name: str, end: float) -> None:
+        begin, outcome, by = time.monotonic(), "survived", ""
+        for group in tests[name]:
+            left = end - time.monotonic()
+            longest = settings.timeout + PATIENCE * results.entries[_unchanged(group)]["seconds"]
+            outcome, by = worker.run(group, min(longest, left), by_name[name])
+            if outcome == "timeout" and left < longest:
+                return  # this run is over, and nothing is known of the mutant
+            if outcome != "survived":
+                break
+        results.add(name, outcome, by, begin)
+
+    _share_out(settings, [name for name in by_name if name not in results.entries], True, job)
 
 
-def _job(
-    settings: Settings, tests: Mapping[str, Groups], results: Results, mutants: Mapping[str, Mutant] | None = None
-) -> Callable[[Worker, str, float], None]:
-    def job(worker: Worker, name: str, left: float) -> None:
-        outcome = worker.run(tests[name], min(settings.timeout, left), mutants[name] if mutants else None)
-        if outcome.outcome != "timeout" or left > settings.timeout:
-            results.add({"name": name, **vars(outcome)})
-
-    return job
+def _unchanged(group: tuple[str, ...]) -> str:
+    return f"unchanged: {' '.join(group)}"
 
 
 def _share_out(settings: Settings, names: list[str], copy: bool, job: Callable[[Worker, str, float], None]) -> None:
-    """Let the workers do `job(worker, name, seconds left)` for each name; the first fault ends all and is raised."""
+    """Let the workers do `job(worker, name, end)` for each name; the first fault ends all and is raised."""
     end, waiting, faults = time.monotonic() + settings.seconds, iter(names), []
     lock, workers = threading.Lock(), []
 
@@ -118,7 +129,7 @@ def _share_out(settings: Settings, names: list[str], copy: bool, job: Callable[[
                     name = next(waiting, None)
                 if name is None:
                     return
-                job(worker, name, end + GRACE - time.monotonic())
+                job(worker, name, end + GRACE)
         except BaseException as fault:
             faults.append(fault)
 

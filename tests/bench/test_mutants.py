@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -72,8 +73,14 @@ def test_wrong_is_killed_and_harmless_survives(tree, tmp_path):
 
 
 def test_endless_mutant_is_stopped_and_counted_apart(tree, tmp_path):
-    endless, results = tiny("endless", "n - 1", "n - 0", tree), Results(tmp_path / "r.jsonl")
-    run_mutants(Settings(tree, tmp_path / "work", timeout=3), [endless], {"endless": GROUPS}, results)
+    endless, results, tests = (
+        tiny("endless", "n - 1", "n - 0", tree),
+        Results(tmp_path / "r.jsonl"),
+        {"endless": GROUPS},
+    )
+    results.add("unchanged: tests/test_tiny.py", "survived", "", time.monotonic() - 0.2)
+    short = Settings(tree, tmp_path / "work", timeout=1)
+    run_mutants(short, [endless], tests, results)
     total = report([endless], results.entries, {})["total"]
     assert (total["timeout"], total["killed"], total["score"]) == (1, 0, 1.0)
 
@@ -81,20 +88,20 @@ def test_endless_mutant_is_stopped_and_counted_apart(tree, tmp_path):
 def test_tests_that_fail_anyway_are_refused(tree, tmp_path):
     (tree / "tests" / "test_tiny.py").write_text("def test_it():\n    assert False\n")
     results = Results(tmp_path / "r.jsonl")
-    for _ in range(2):  # what is wrong is not taken for done
-        with pytest.raises(HealthError, match="without any mutant"):
-            check_unchanged(Settings(tree, tmp_path / "work"), {"x": GROUPS}, results)
-    assert not Results(tmp_path / "r.jsonl").entries
+    with pytest.raises(HealthError, match="without any mutant"):
+        check_unchanged(Settings(tree, tmp_path / "work"), {"x": GROUPS}, results)
+    assert not Results(tmp_path / "r.jsonl").entries  # what is wrong is not taken for done
 
 
 def test_what_ran_does_not_run_again(tree, tmp_path):
     mutants = [tiny(name, "limit = 10", f"limit = {i}", tree) for i, name in enumerate(("one", "two", "three"))]
     old = {"name": "one", "outcome": "killed", "by": "before", "seconds": 1.0}
-    path = tmp_path / "r.jsonl"
-    path.write_text(json.dumps(old) + '\n{"name": "two", "outc')  # stopped while it wrote
+    whole = {"name": "unchanged: tests/test_tiny.py", "outcome": "survived", "by": "", "seconds": 1.0}
+    path = tmp_path / "r.jsonl"  # of a run that was stopped while it wrote
+    path.write_text(f'{json.dumps(whole)}\n{json.dumps(old)}\n{{"name": "two", "outc')
     settings, tests = Settings(tree, tmp_path / "work", workers=2), {mutant.name: GROUPS for mutant in mutants}
     run_mutants(Settings(tree, tmp_path / "work", seconds=0), mutants, tests, Results(path))
-    assert set(Results(path).entries) == {"one"}  # no time, no result
+    assert set(Results(path).entries) == {whole["name"], "one"}  # no time, no result
     run_mutants(settings, mutants, tests, Results(path))
     results = Results(path)
     assert results.entries["one"] == old
