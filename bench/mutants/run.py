@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.mutants.modules import Groups
 from bench.mutants.mutant import Mutant
-from bench.mutants.worker import Worker, warm_folder
+from bench.mutants.worker import Worker
 from mjx_so101.errors import HealthError
 
 PATIENCE = 5.0
@@ -86,9 +86,10 @@ def check_unchanged(settings: Settings, tests: Mapping[str, Groups], results: Re
         if outcome == "killed":
             raise HealthError(f"tests fail without any mutant, so they would kill every one: {by}")
         if outcome == "survived":
+            worker.keep_compiled()
             results.add(name, outcome, by, begin)
 
-    _share_out(settings, [name for name in jobs if name not in results.entries], False, job)
+    _share_out(settings, [name for name in jobs if name not in results.entries], job)
 
 
 def run_mutants(settings: Settings, mutants: Sequence[Mutant], tests: Mapping[str, Groups], results: Results) -> None:
@@ -107,22 +108,21 @@ def run_mutants(settings: Settings, mutants: Sequence[Mutant], tests: Mapping[st
                 break
         results.add(name, outcome, by, begin)
 
-    _share_out(settings, [name for name in by_name if name not in results.entries], True, job)
+    _share_out(settings, [name for name in by_name if name not in results.entries], job)
 
 
 def _unchanged(group: tuple[str, ...]) -> str:
     return f"unchanged: {' '.join(group)}"
 
 
-def _share_out(settings: Settings, names: list[str], copy: bool, job: Callable[[Worker, str, float], None]) -> None:
+def _share_out(settings: Settings, names: list[str], job: Callable[[Worker, str, float], None]) -> None:
     """Let the workers do `job(worker, name, end)` for each name; the first fault ends all and is raised."""
     end, waiting, faults = time.monotonic() + settings.seconds, iter(names), []
     lock, workers = threading.Lock(), []
 
     def work(index: int) -> None:
         try:
-            warm = warm_folder(settings.work) if copy else None
-            worker = Worker(settings.root, settings.work, index, warm, pinned=settings.workers > 1)
+            worker = Worker(settings.root, settings.work, index, pinned=settings.workers > 1)
             workers.append(worker)
             while time.monotonic() < end and not faults:
                 with lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -25,19 +26,14 @@ PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow 
 
 
 class Worker:
-    """A copy of the tree with a folder of compiled programs, on a core of its own."""
+    """A copy of the tree on a core of its own, with a folder of its own for what its tests compile."""
 
-    def __init__(self, source: Path, work: Path, index: int, warm: Path | None = None, pinned: bool = True):
-        """Copies the tree `source` to a folder under `work`.
-
-        warm: programs that the unchanged tree compiled; they are shared by hard links (nothing writes to them) and
-        what mutants compile stays with this worker. Without it what is compiled goes to `warm_folder(work)`.
-        """
-        self.source, self.root = source, work / f"tree{index}"
-        self.cache = work / f"cache{index}" if warm else warm_folder(work)
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    def __init__(self, source: Path, work: Path, index: int, pinned: bool = True):
+        """Copies the tree `source` to a folder under `work`, with what other workers have kept there."""
+        self.source, self.root, self.warm = source, work / f"tree{index}", work / "warm"
         self._process: subprocess.Popen[str] | None = None
         self._stopped = False
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self._core = {cores[index % len(cores)]} if pinned and cores else None
         shutil.rmtree(self.root, ignore_errors=True)
         for name in FOLDERS:
@@ -46,10 +42,11 @@ class Worker:
         for name in FILES:
             if (source / name).exists():
                 shutil.copy(source / name, self.root / name)
-        if warm:
-            shutil.rmtree(self.cache, ignore_errors=True)
-            warm.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(warm, self.cache, copy_function=os.link)
+        _link_files(self.warm, self.root / ".cache")
+
+    def keep_compiled(self) -> None:
+        """Let later workers begin with what this one has compiled."""
+        _link_files(self.root / ".cache", self.warm)
 
     def run(self, files: Iterable[str], seconds: float, mutant: Mutant | None = None) -> tuple[str, str]:
         """Run test files, with the mutant in place, until one fails: 'survived', 'killed' or 'timeout', and by what."""
@@ -93,21 +90,27 @@ class Worker:
         return ("survived", "") if process.returncode == 0 else ("killed", first_failure(output, process.returncode))
 
     def _environment(self) -> dict[str, str]:
-        """One thread, compiled programs in this worker's folder, and modules from its copy in place of the source."""
+        """One thread, modules from the copy, and inside it (where tests keep theirs too) what is compiled."""
         given = [Path(path).absolute() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
         paths = [self.root, *(path for path in given if path != self.source.absolute())]
         return {
             **os.environ,
             **ONE_THREAD,
-            "JAX_COMPILATION_CACHE_DIR": str(self.cache / "jax"),
-            "WARP_CACHE_PATH": str(self.cache / "warp"),
+            "XDG_CACHE_HOME": str(self.root / ".cache"),
+            "JAX_COMPILATION_CACHE_DIR": str(self.root / ".cache" / "jax"),
+            "WARP_CACHE_PATH": str(self.root / ".cache" / "warp"),
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
         }
 
 
-def warm_folder(work: Path) -> Path:
-    """Folder of what the unchanged tree compiles."""
-    return work / "warm"
+def _link_files(source: Path, target: Path) -> None:
+    """Hard links in `target` to the files of `source` that it lacks. Caches are never written in place."""
+    for file in source.rglob("*"):
+        link = target / file.relative_to(source)
+        if file.is_file() and not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # another worker was faster
+                os.link(file, link)
 
 
 def first_failure(output: str, code: int) -> str:
