@@ -30,7 +30,7 @@ TESTS: dict[str, Groups] = {
         ("tests/groot/test_groot_loader.py",),
     ),
     "train/evaluate.py": (
-        ("tests/train/test_evaluate.py",),
+        ("tests/train/test_rollout_parts.py", "tests/train/test_evaluate.py"),
         ("tests/train/test_gate.py", "tests/train/test_report.py"),
     ),
 }

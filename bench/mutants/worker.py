@@ -15,7 +15,7 @@ from bench.mutants.mutant import Mutant
 from mjx_so101.errors import HealthError
 
 FOLDERS = ("mjx_so101", "policies", "train", "bench", "tests", "assets")
-FILES = ("pyproject.toml", "README.md", "LICENSE", "Makefile")
+FILES = ("pyproject.toml", "README.md", "LICENSE", "Makefile", ".commit.json")
 ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_backend_optimization_level=1 --xla_cpu_multi_thread_eigen=false",

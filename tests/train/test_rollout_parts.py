@@ -1,9 +1,12 @@
 """Parts of the rollout that need no environment: modes as numbers, costs that are off by default, the bar."""
 
+import inspect
+
 import pytest
 
 from train import rollout
-from train.rollout import BASE, MEAN, NOISE, SAMPLE, Mix, ResidualCosts
+from train.evaluate import Evaluator
+from train.rollout import BASE, MEAN, NOISE, SAMPLE, Mix, ResidualCosts, Roller
 
 
 @pytest.mark.parametrize(
@@ -19,7 +22,9 @@ def test_a_mode_is_what_it_takes_of_mean_deviation_and_noise(mode, expected):
     assert Mix.of(mode, 0.05, noise=0.3)[:4] == expected
 
 
-def test_noise_is_off_unless_asked_for():
+@pytest.mark.parametrize("build", [Mix.of, Roller, Roller.variant, Evaluator, Evaluator.variant])
+def test_noise_is_off_unless_asked_for(build):
+    assert inspect.signature(build).parameters["noise"].default == 0.0
     assert Mix.of(NOISE, 0.05).noise == 0
 
 
