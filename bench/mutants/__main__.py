@@ -21,6 +21,7 @@ from bench.mutants.named import named_mutants
 from bench.mutants.report import read_equivalent, report
 from bench.mutants.run import Results, Settings, check_unchanged, run_mutants
 from bench.mutants.sample import read, write
+from bench.record import figure, write_record
 from mjx_so101.errors import ConfigError, SO101Error
 
 ROOT = Path(__file__).parents[2]
@@ -147,8 +148,6 @@ def part(text: str) -> slice:
 
 def _record(out: Path | None, name: str, value: float, **details) -> None:
     if out is not None:
-        from bench.record import figure, write_record  # it asks JAX for the device
-
         write_record(out, [figure(name, value, "fraction")], **details)
 
 
