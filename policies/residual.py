@@ -4,7 +4,7 @@
 
 Actor and critic read two vectors; `ACTOR_LAYOUT` and `CRITIC_LAYOUT` list their parts in order. The actor sees only
 what the robot could know; the critic also sees the truth, which it needs in training alone. An actor that sees pixels
-is told nothing of the sheet's pose.
+is told nothing of the sheet's pose, nor of the plan of a base policy that reads that pose.
 """
 
 from __future__ import annotations
@@ -61,18 +61,24 @@ CRITIC_LAYOUT: tuple[tuple[str, int, str], ...] = (
 )
 
 
+Layout = tuple[tuple[str, int, str], ...]
 _OF_THE_SHEET = ("goal_vector", "goal_yaw", "overshoot", "sheet_vel", "effector_on_sheet")
 """Parts of ACTOR_LAYOUT that an actor with pixels must find in its pictures."""
+_OF_THE_PLAN = ("base_lead", "base_features")
+"""Parts that tell such an actor where the sheet is if the base policy reads its true pose."""
 
 
-def actor_layout(pixels: bool) -> tuple[tuple[str, int, str], ...]:
+def actor_layout(pixels: bool, base_sees_pose: bool = False) -> Layout:
     """`ACTOR_LAYOUT`, or the part of it that an actor with pixels gets beside them."""
-    return tuple(entry for entry in ACTOR_LAYOUT if not (pixels and entry[0] in _OF_THE_SHEET))
+    hidden = () if not pixels else (*_OF_THE_SHEET, *(_OF_THE_PLAN if base_sees_pose else ()))
+    return tuple(entry for entry in ACTOR_LAYOUT if entry[0] not in hidden)
 
 
-def layout_sizes(num_features: int, render: RenderConfig | None = None) -> dict[str, dict[str, int]]:
+def layout_sizes(
+    num_features: int, render: RenderConfig | None = None, base_sees_pose: bool = False
+) -> dict[str, dict[str, int]]:
     """Size of each part of both vectors for a base policy with num_features features, and of the pictures."""
-    layouts = {"state": actor_layout(render is not None), "privileged_state": CRITIC_LAYOUT}
+    layouts = {"state": actor_layout(render is not None, base_sees_pose), "privileged_state": CRITIC_LAYOUT}
     sizes = {
         which: {name: num_features if size < 0 else size for name, size, _ in layout}
         for which, layout in layouts.items()
@@ -88,9 +94,9 @@ def actor_vector(
     base_target: jax.Array,
     features: jax.Array,
     last_residual: jax.Array,
-    pixels: bool = False,
+    layout: Layout = ACTOR_LAYOUT,
 ) -> jax.Array:
-    """The actor's input for one environment, laid out as `actor_layout(pixels)`."""
+    """The actor's input for one environment, laid out as `layout` (see `actor_layout`)."""
     geometry = task.geometry
     left = geometry.rotation_left(seen.sheet)
     parts = {
@@ -107,7 +113,7 @@ def actor_vector(
         "last_residual": last_residual,
         "base_features": features,
     }
-    return jnp.concatenate([parts[name] for name, _, _ in actor_layout(pixels)])
+    return jnp.concatenate([parts[name] for name, _, _ in layout])
 
 
 def critic_vector(task: PaperReturn, state: State, features: jax.Array) -> jax.Array:
@@ -177,10 +183,18 @@ class Learner:
 class Residual:
     """Networks of the residual over a base policy, as pure functions of a `Learner`."""
 
-    def __init__(self, config: ResidualConfig, num_features: int, render: RenderConfig | None = None):
-        """render: the pictures that the actor sees; None for an actor that is told the sheet's pose."""
+    def __init__(
+        self,
+        config: ResidualConfig,
+        num_features: int,
+        render: RenderConfig | None = None,
+        base_sees_pose: bool = False,
+    ):
+        """render: the pictures that the actor sees; None for an actor that is told the sheet's pose.
+        base_sees_pose: the base policy reads the true pose, so an actor with pictures is told nothing of its plan."""
         self.config, self.render = config, render
-        sizes = layout_sizes(num_features, render)
+        self.actor_layout = actor_layout(render is not None, base_sees_pose)
+        sizes = self.layout = layout_sizes(num_features, render, base_sees_pose)
         self.sizes = {name: sum(sizes[name].values()) for name in ("state", "privileged_state")}
         networks = ppo_networks.make_ppo_networks(
             {name: (size,) for name, size in self.sizes.items()},

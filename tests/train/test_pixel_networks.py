@@ -126,7 +126,7 @@ def test_vector_with_pixels_does_not_change_with_the_sheet(make_env):
     rest = (seen.target, jnp.zeros(0), jnp.zeros(6))
 
     def vector(seen, pixels):
-        return np.asarray(actor_vector(env.task, seen, *rest, pixels=pixels))
+        return np.asarray(actor_vector(env.task, seen, *rest, layout=actor_layout(pixels)))
 
     np.testing.assert_array_equal(vector(moved, True), vector(seen, True))
     assert (vector(moved, False) != vector(seen, False)).sum() >= 8
