@@ -15,8 +15,6 @@ ARGS ?=
 WORKERS ?= 2
 VENV_PYTHON := .venv/bin/python
 PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
-INSTALL_TESTS = @if [ ! -e .venv/.tests ] || [ pyproject.toml -nt .venv/.tests ]; then \
-	$(PIP) install --editable ".[test]" && touch .venv/.tests; fi
 MUTANTS := .cache/mutants/sample
 
 .PHONY: help train test lint mutants venv clean
@@ -28,7 +26,8 @@ train: venv
 	.venv/bin/so101 train $(ARGS)
 
 test: venv
-	$(INSTALL_TESTS)
+	@if [ ! -e .venv/.tests ] || [ pyproject.toml -nt .venv/.tests ]; then \
+		$(PIP) install --editable ".[test]" && touch .venv/.tests; fi
 	$(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: venv
@@ -37,8 +36,7 @@ lint: venv
 	$(VENV_PYTHON) -m mypy
 
 mutants: venv
-	$(INSTALL_TESTS)
-	@mkdir -p .cache/mutants
+	@$(PIP) install --quiet --editable ".[test]" && mkdir -p .cache/mutants
 	@if [ ! -e $(MUTANTS).json ]; then $(VENV_PYTHON) -m bench.mutants sample --out $(MUTANTS).json; fi
 	$(VENV_PYTHON) -m bench.mutants run $(MUTANTS).json --results $(MUTANTS).jsonl --workers $(WORKERS) $(ARGS)
 	$(VENV_PYTHON) -m bench.mutants report $(MUTANTS).json --results $(MUTANTS).jsonl --out $(MUTANTS)_report.json

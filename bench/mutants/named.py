@@ -24,7 +24,6 @@ class Mistake(NamedTuple):
 
 CHUNKED: Groups = (("tests/policies/test_chunked.py",),)
 ROLLOUT: Groups = (("tests/train/test_rollout.py",),)
-SIM: Groups = (("tests/sim/test_success.py", "tests/sim/test_health.py"),)
 
 MISTAKES = (
     Mistake(
@@ -46,7 +45,14 @@ MISTAKES = (
         "policies/groot/source.py",
         "joint_map=JointMap(config.joint_sign, config.joint_offset)",
         "joint_map=JointMap()",
-        (("tests/train/test_groot_runs.py",),),
+        (("tests/groot/test_groot_policy.py",), ("tests/train/test_groot_runs.py",)),
+    ),
+    Mistake(
+        "joint_map_dropped_with_a_server",
+        "policies/model.py",
+        "joint_map=JointMap(options.joint_sign, options.joint_offset)",
+        "joint_map=JointMap()",
+        (("tests/policies/test_remote.py",),),
     ),
     Mistake(
         "true_joints_for_measured_ones",
@@ -58,8 +64,17 @@ MISTAKES = (
     Mistake(
         "bootstrap_features_zeroed",
         "train/rollout.py",
-        "terminal = jax.vmap(lambda s, f: critic_vector(self.env.task, s, f))(result.last, features)",
-        "terminal = jax.vmap(lambda s, f: critic_vector(self.env.task, s, 0 * f))(result.last, features)",
+        """        features = self.base.features(base_carry)
+        return {"privileged_state": """,
+        """        features = 0 * self.base.features(base_carry)
+        return {"privileged_state": """,
+        ROLLOUT,
+    ),
+    Mistake(
+        "bootstrap_features_one_step_old",
+        "train/rollout.py",
+        "        base_carry, _ = self.base.chunk(base_carry, seen, None, seen.new_episode)\n",
+        "",
         ROLLOUT,
     ),
     Mistake(
@@ -67,28 +82,49 @@ MISTAKES = (
         "mjx_so101/physics/mjx_backend.py",
         "qacc_warmstart=warmstart)",
         "qacc_warmstart=0 * warmstart)",
-        (("tests/sim/test_parity.py", "tests/sim/test_backends.py"),),
+        (("tests/sim/test_parity.py",),),
     ),
     Mistake(
         "resume_forgets_the_best_score",
         "train/loop.py",
         'self.steps, self.best = meta["steps"], meta["best"]',
         'self.steps, self.best = meta["steps"], -1.0',
-        (("tests/train/test_loop.py", "tests/train/test_checkpoint.py"),),
+        (("tests/train/test_checkpoint.py",), ("tests/train/test_loop.py",)),
     ),
     Mistake(
         "bootstrap_discount_unlike_ppo",
-        "train/rollout.py",
-        "reward = result.reward + self.discount * jnp.where(out_of_time, value, 0.0)",
-        "reward = result.reward + 0.5 * jnp.where(out_of_time, value, 0.0)",
-        (*ROLLOUT, ("tests/train/test_ppo.py",)),
+        "train/ppo.py",
+        "rewards=data.reward + config.discount * data.bootstrap",
+        "rewards=data.reward + 0.5 * data.bootstrap",
+        (("tests/train/test_ppo.py",),),
+    ),
+    Mistake(
+        "nan_target_taken",
+        "mjx_so101/task.py",
+        "        target = jnp.where(finite, target, state.target)\n",
+        "",
+        (("tests/sim/test_episode.py",), ("tests/sim/test_health.py",)),
+    ),
+    Mistake(
+        "nan_target_not_counted",
+        "mjx_so101/task.py",
+        "nonfinite = state.bad_target | ~finite",
+        "nonfinite = ~finite",
+        (("tests/sim/test_episode.py",), ("tests/sim/test_health.py",)),
+    ),
+    Mistake(
+        "invalid_episode_succeeds",
+        "mjx_so101/task.py",
+        " & ~(state.invalid | invalid)",
+        "",
+        (("tests/sim/test_episode.py",),),
     ),
     Mistake(
         "invalid_episode_counts_as_success",
-        "mjx_so101/task.py",
-        "invalid = ~finite | (offset > self.config.max_sheet_offset)",
-        "invalid = ~finite",
-        SIM,
+        "train/evaluate.py",
+        "succeeded = state.succeeded[:, 1:] & ~state.invalid[:, None]",
+        "succeeded = state.succeeded[:, 1:]",
+        (("tests/train/test_evaluate.py",),),
     ),
 )
 
