@@ -38,6 +38,7 @@ def test_rewards_and_limits_are_the_stated_ones():
         1.2,
     )
     assert (config.max_start_reach, config.min_start_clearance, config.max_sheet_offset) == (0.34, 0.05, 0.5)
+    assert (config.leave_cost, config.stay_share) == (0.02, 1.0)
     assert config.home == (0.0, -1.1, 0.8, 1.45, 1.6, -0.07)
     assert config.report_tolerances == (0.005, 0.010, 0.020)
     assert TaskConfig(tolerance=0.03).tolerances == (0.03, 0.005, 0.010, 0.020)
@@ -55,7 +56,7 @@ def test_rules_cannot_change_under_a_running_environment():
         ("report_tolerances", (0.005, 0.0)),
         ("report_tolerances", (0.005, float("inf"))),
         ("max_sheet_yaw_speed", 0.0),
-        *((name, bad) for name in ("progress_weight", "time_cost", "success_bonus", "invalid_cost")
+        *((name, bad) for name in ("progress_weight", "time_cost", "success_bonus", "leave_cost", "invalid_cost")
           for bad in (float("inf"), float("nan"))),
         ("home", (0.0,) * 7),
         ("home", (float("inf"),) + (0.0,) * 5),
