@@ -93,6 +93,7 @@ def test_a_few_more_than_the_slots_are_hardly_shortened():
     assert len(renewed) == 2
     limits = np.asarray(buffers.limit)[:14]
     assert sorted(limits, reverse=True) == [horizon] * 10 + [horizon - 1] * 4
+    assert (np.asarray(buffers.limit)[14:] == horizon).all()  # those renewed early run their full length
 
 
 def test_new_episodes_go_before_used_up_chunks_and_these_before_old_ones():
@@ -101,6 +102,23 @@ def test_new_episodes_go_before_used_up_chunks_and_these_before_old_ones():
     )
     new = jnp.array([False, False, False, True, False])
     assert chunks.choose(buffers, new, 5).tolist() == [3, 1, 4, 2, 0]
+
+
+def test_an_unused_chunk_with_one_action_left_is_still_older_than_a_used_up_one():
+    buffers = chunks.Chunks(
+        targets=jnp.zeros((3, LENGTH, 6)), position=jnp.array([15, 16, 4]), limit=jnp.array([16, 16, 4])
+    )
+    assert set(chunks.choose(buffers, jnp.zeros(3, bool), 2).tolist()) == {1, 2}
+
+
+def test_dropped_chunks_are_used_up_even_if_nothing_of_them_was_executed():
+    fresh = chunks.store(
+        chunks.no_chunks(3, LENGTH), jnp.arange(3), jnp.ones((3, LENGTH, 6)), jnp.array([LENGTH, 5, LENGTH])
+    )
+    assert not fresh.used_up.any()
+    dropped = chunks.drop(fresh, jnp.array([True, False, False]))
+    assert dropped.used_up.tolist() == [True, False, False]
+    assert dropped.limit.tolist() == [0, 5, LENGTH]
 
 
 def test_a_single_environment_executes_its_chunks_whole():
