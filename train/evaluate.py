@@ -121,6 +121,15 @@ class Evaluator:
         other._roller = self._roller.variant(mode, noise, blind)
         return other
 
+    @property
+    def stopped(self) -> Callable[[], bool]:
+        """Asked now and then while episodes run; True raises Interrupted."""
+        return self._roller.stopped
+
+    @stopped.setter
+    def stopped(self, stopped: Callable[[], bool]) -> None:
+        self._roller.stopped = stopped
+
     def __call__(self, learner: Learner, episodes: int, seed: int, first: int = 0) -> Episodes:
         """Run episodes `first` to `first + episodes - 1` of a seed; `first` is a multiple of the batch."""
         if episodes < 1:

@@ -24,10 +24,11 @@ from train import gate_report
 from train.flags import overrides, require_tiles
 from train.gate_trial import Trial, check_joints, measure_actions, training_range
 from train.gate_verdict import CAUTION, NEAR_MM, PROCEED, STOP, Verdict, verdict
-from train.loop import new_folder, prepare_folder
 from train.outcomes import line, outcomes, table
 from train.policy import Policy, load_policy
-from train.report import provenance, task_of
+from train.provenance import provenance
+from train.report import task_of
+from train.run_folder import new_folder, prepare_folder
 
 EXIT_STATUS = {PROCEED: 0, CAUTION: 0, STOP: 3}
 """Of `so101 gate`; a bad flag ends with 2, as everywhere."""
@@ -87,6 +88,8 @@ class GateFlags:
     """Backend; default auto."""
     sheet_friction: str | None = None
     """'dry' or 'viscous'; default dry."""
+    home: tuple[float, ...] | str | None = None
+    """Start pose: 'task' (default), 'checkpoint' (the middle of its states) or six angles in rad, gripper last."""
     out: Path | None = None
     """New folder for the report; default runs/gate-BASE-TIME."""
     settings: tyro.conf.OmitArgPrefixes[GateSettings] = dataclasses.field(default_factory=GateSettings)
@@ -117,7 +120,7 @@ def run_gate(policy: Policy, settings: GateSettings, out: Path) -> GateResult:
     Raises ConfigError for a folder that is not empty or pictures that are not those of `settings`, HealthError for a
     base whose joints or pictures cannot be real, or if strict for targets that are not finite.
     """
-    out = prepare_folder(out, resume=False)
+    out = prepare_folder(out)
     try:
         policy = _without_residual(policy, settings.verdict_tolerance_mm)
         batch = settings.eval_batch or policy.config.eval_batch or 128

@@ -17,9 +17,11 @@ from mjx_so101.scene import CAMERAS
 from mjx_so101.task import State
 from policies.base import BasePolicy
 from train.evaluate import Episodes
+from train.files import write_text
 from train.gate_trial import JUMP
 from train.gate_verdict import GAINED_SHARE, NEAR_SHARE, PROCEED_ABOVE, STOP_BELOW
 from train.outcomes import table
+from train.provenance import commit_in_words
 from train.report import TRUE_POSE, faults, rate, video_links
 from train.video import write_videos
 
@@ -194,8 +196,8 @@ def advice(report: dict[str, Any], verdict_tolerance_mm: float) -> list[str]:
 # -- files -------------------------------------------------------------------------------------------------------------
 def write(report: dict[str, Any], out: Path) -> None:
     """Write report.json and report.md into `out`."""
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    (out / "report.md").write_text(markdown(report))
+    write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
+    write_text(out / "report.md", markdown(report))
 
 
 def add_videos(report: dict[str, Any], episodes: Episodes, out: Path, tiles: int) -> None:
@@ -234,7 +236,7 @@ def markdown(report: dict[str, Any]) -> str:
         _speed(report["speed"]),
         _pictures(report),
         "## How it was run\n\n"
-        f"Command `{report['command']}`, commit {report['commit']}, {report['device']}, physics {env['physics']}, "
+        f"Command `{report['command']}`, {commit_in_words(report)}, {report['device']}, physics {env['physics']}, "
         f"randomization {env['randomization']['name']}, {env['sheet_friction']} sheet, seed "
         f"{report['settings']['seed']}, {report['speed']['batch']} episodes at once.",
         f"## Episodes\n\n{table(report['episodes'])}",

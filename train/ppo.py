@@ -49,6 +49,9 @@ class PPOConfig:
         for name in ("learning_rate", "final_learning_rate", "clip", "max_grad_norm"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be finite and greater than 0.")
+        for name in ("value_cost", "entropy_cost", "residual_cost", "residual_change_cost"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be finite and at least 0.")
         for name in ("discount", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must lie in [0, 1].")
@@ -120,8 +123,7 @@ class PPO:
         data, faults = _without_faults(data)
         sound = faults.pop("sound")
         counted = {name: data.vectors[name] for name in self.residual.sizes}  # pixels need no statistics
-        weights = sound.astype(jnp.float32)
-        learner = learner.replace(normalizer=running_statistics.update(learner.normalizer, counted, weights=weights))
+        learner = learner.replace(normalizer=_counted(learner.normalizer, counted, sound))
         batch = self._batch(learner, data, last, sound)
         faults["bad_rows"] = jnp.sum(batch.weight == 0)
         rows = batch.raw.shape[0]
@@ -219,6 +221,12 @@ def _without_faults(data: Transition) -> tuple[Transition, dict[str, jax.Array]]
 
     counts = {name: jnp.sum(~rows) for name, rows in good.items()}
     return jax.tree.map(clean, data), {"sound": sound, **counts}
+
+
+def _counted(statistics, vectors: dict[str, jax.Array], sound: jax.Array):
+    """Input statistics with the sound rows of `vectors`; brax divides by zero where there are none."""
+    updated = running_statistics.update(statistics, vectors, weights=sound.astype(jnp.float32))
+    return jax.tree.map(lambda new, old: jnp.where(jnp.any(sound), new, old), updated, statistics)
 
 
 def _mean_of_finite(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -13,6 +13,7 @@ import numpy as np
 from mjx_so101.errors import ConfigError
 from mjx_so101.render.mujoco import MujocoRenderer
 from train.evaluate import Episodes
+from train.files import write_text
 from train.flags import require_tiles
 from train.outcomes import outcome, outcomes
 
@@ -47,7 +48,7 @@ def write_videos(
         for state in states[:, 0]:
             video.append_data(large.picture(state, "scene"))
     large.close()
-    (folder / CAPTIONS).write_text(captions(episodes, shown) + "\n")
+    write_text(folder / CAPTIONS, captions(episodes, shown) + "\n")
     return [*(folder / name for name in shown), folder / CAPTIONS]
 
 
