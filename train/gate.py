@@ -47,7 +47,8 @@ class GateSettings:
     verdict_tolerance_mm: float = 5.0
     """Success within this many mm decides the verdict."""
     eval_batch: int = 0
-    """Episodes simulated at once; 0: 128. On native, episodes of the same batch as `so101 eval` are the same ones."""
+    """Episodes simulated at once; 0: 128, and for a base that runs a model no more than `episodes`, because each of
+    them costs inferences. On native, episodes are those of `so101 eval` bit for bit if its batch is the same."""
     expected_brightness: tuple[float, ...] = ()
     """Mean grey level (0-255) of the training data's pictures, in the order of the cameras; 30 off is a warning."""
     frames: bool = True
@@ -123,7 +124,8 @@ def run_gate(policy: Policy, settings: GateSettings, out: Path) -> GateResult:
     out = prepare_folder(out)
     try:
         policy = _without_residual(policy, settings.verdict_tolerance_mm)
-        batch = settings.eval_batch or policy.config.eval_batch or 128
+        most = 128 if policy.base.jittable else min(128, settings.episodes)
+        batch = settings.eval_batch or policy.config.eval_batch or most
         trial = Trial(policy, batch, settings.seed, settings.strict)
         known = training_range(trial.base)
         check_joints(trial.env.observe(trial.start).joint_pos)
