@@ -153,7 +153,8 @@ def _train_in(
     from mjx_so101.errors import SO101Error
     from train.gate_first import pass_gate
     from train.loop import Trainer
-    from train.report import command, write_report
+    from train.provenance import command
+    from train.report import write_report
 
     out, begun = folder.path, folder.begun
     try:
