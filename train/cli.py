@@ -195,9 +195,8 @@ def _eval(arguments: list[str]) -> None:
 
     flags = _parse(EvalFlags, arguments, "eval", default=EvalFlags(model=_model_of_run(arguments)))
 
-    for name in ("episodes", "num_envs"):
-        if getattr(flags, name) < 1:
-            raise ConfigError(f"{name} is {getattr(flags, name)}; it must be at least 1.")
+    if flags.episodes < 1:
+        raise ConfigError(f"episodes is {flags.episodes}; it must be at least 1.")
     if not all(0 < mm < float("inf") for mm in flags.tolerance_mm):
         raise ConfigError(f"tolerance_mm is {flags.tolerance_mm}; every tolerance must be greater than 0 mm.")
     if flags.json and flags.json != "-":
@@ -209,7 +208,7 @@ def _eval(arguments: list[str]) -> None:
 
     with contextlib.redirect_stdout(sys.stderr):  # Warp and models announce themselves; --json - must stay JSON
         policy = load_policy(flags.run, flags.base, overrides(flags), flags.tolerance_mm)
-        env = policy.environment(min(flags.num_envs, flags.episodes))
+        env = policy.environment(policy.config.evaluation_batch())
         print(f"Running {flags.episodes} episodes ...")
         summary = Evaluator(env, policy.base, policy.residual, _action(flags.action))(
             policy.learner, flags.episodes, flags.seed

@@ -22,16 +22,21 @@ from train.provenance import commit_in_words, provenance
 from train.rollout import BASE, MEAN, NOISE, SAMPLE, Roller
 from train.video import write_videos
 
+BLIND = "blind"
+
 
 def compare_policies(evaluator: Evaluator, learner: Learner, episodes: int, seed: int) -> dict[str, dict[str, Any]]:
     """Summaries of base, mean action, sampled action, and base + noise as large as the mean residual, on the same
-    episodes."""
+    episodes; of a policy that sees pictures also 'blind', its mean action on blank ones."""
     mean = evaluator.variant(MEAN)(learner, episodes, seed).summary()
     others = {
         name: evaluator.variant(name, mean["residual_rms"])(learner, episodes, seed).summary()
         for name in (BASE, SAMPLE, NOISE)
     }
-    return {BASE: others[BASE], MEAN: mean, SAMPLE: others[SAMPLE], NOISE: others[NOISE]}
+    results = {BASE: others[BASE], MEAN: mean, SAMPLE: others[SAMPLE], NOISE: others[NOISE]}
+    if evaluator.sees_pictures:
+        results[BLIND] = evaluator.variant(MEAN, blind=True)(learner, episodes, seed).summary()
+    return results
 
 
 def record_episodes(
