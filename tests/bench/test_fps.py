@@ -206,8 +206,6 @@ def test_fingers_on_the_bare_table_are_refused(monkeypatch, joints_at, kinematic
     with pytest.raises(HealthError, match=REFUSED) as refused:
         measure(dataclasses.replace(SHORT, steps=20), "native", 32)
     assert re.search(r"'table_contacts_per_env': (1\.0|0\.9)", str(refused.value))
-        refused.value
-    )
 
 
 def test_the_base_policy_needs_no_contacts(monkeypatch):
