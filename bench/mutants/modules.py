@@ -18,7 +18,8 @@ TESTS: dict[str, Groups] = {
         ("tests/train/test_rollout.py", "tests/train/test_evaluate.py"),
     ),
     "train/rollout.py": (
-        ("tests/train/test_rollout_parts.py", "tests/train/test_rollout.py"),
+        ("tests/train/test_rollout_parts.py",),
+        ("tests/train/test_rollout.py",),
         ("tests/train/test_evaluate.py", "tests/train/test_residual.py"),
         ("tests/policies/test_chunked.py",),
         ("tests/train/test_ppo.py", "tests/train/test_pixels.py"),
@@ -30,7 +31,8 @@ TESTS: dict[str, Groups] = {
         ("tests/groot/test_groot_loader.py",),
     ),
     "train/evaluate.py": (
-        ("tests/train/test_rollout_parts.py", "tests/train/test_evaluate.py"),
+        ("tests/train/test_evaluate_parts.py", "tests/train/test_rollout_parts.py"),
+        ("tests/train/test_evaluate.py",),
         ("tests/train/test_gate.py", "tests/train/test_report.py"),
     ),
 }
