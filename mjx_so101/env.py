@@ -19,6 +19,7 @@ from mjx_so101.params import Randomization, load_randomization
 from mjx_so101.physics import Physics, default_backend, make_physics
 from mjx_so101.physics.fields import ModelFields
 from mjx_so101.scene import SceneConfig, load_model
+from mjx_so101.state25 import state25
 from mjx_so101.task import Observation, PaperReturn, State, TaskConfig, check_home, check_starts
 
 
@@ -92,6 +93,7 @@ class PaperReturnEnv:
         self.fields = ModelFields(self.model)
         self._reset = jax.jit(jax.vmap(self.task.reset))
         self._observe = jax.jit(jax.vmap(self.task.observe))
+        self._observe_state25 = jax.jit(jax.vmap(lambda s: state25(self.task.observe(s), self.task.geometry)))
         self._begin = jax.jit(self.begin_step)
         self._finish = jax.jit(self.finish_step)
         self._jitted_step = jax.jit(self._traced_step)
@@ -111,6 +113,13 @@ class PaperReturnEnv:
     def observe(self, state: State) -> Observation:
         """Observations of the batch, leading axis [env]."""
         return self._observe(state)
+
+    def observe_state25(self, state: State) -> jax.Array:
+        """The published observation [env, 25] float32, laid out as `state25.STATE25_LAYOUT`, SI units.
+
+        It holds what `observe` gives without the last target, the sheet's velocity and the mark of a new episode.
+        """
+        return self._observe_state25(state)
 
     def step(self, state: State, target: jax.Array) -> tuple[State, StepResult]:
         """One control step towards absolute joint targets [env, 6] (rad).
@@ -198,6 +207,7 @@ class PaperReturnEnv:
             "num_envs": self.num_envs,
             "physics": self.physics.name,
             "sheet_friction": self.scene.sheet_friction,
+            "home": list(self.task.config.home),
             "randomization": json.loads(json.dumps(self.task.randomization.to_dict())),
         }
 

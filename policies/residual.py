@@ -24,6 +24,7 @@ from mjx_so101.errors import ConfigError
 from mjx_so101.geometry import rotate
 from mjx_so101.params import FIELDS
 from mjx_so101.render import RenderConfig
+from mjx_so101.state25 import STATE25_LAYOUT, state25
 from mjx_so101.task import Observation, PaperReturn, State
 from policies.vision import vision_network
 
@@ -68,17 +69,20 @@ _OF_THE_PLAN = ("base_lead", "base_features")
 """Parts that tell such an actor where the sheet is if the base policy reads its true pose."""
 
 
-def actor_layout(pixels: bool, base_sees_pose: bool = False) -> Layout:
-    """`ACTOR_LAYOUT`, or the part of it that an actor with pixels gets beside them."""
-    hidden = () if not pixels else (*_OF_THE_SHEET, *(_OF_THE_PLAN if base_sees_pose else ()))
+def actor_layout(obs: str, base_sees_pose: bool = False) -> Layout:
+    """What the actor is told: `ACTOR_LAYOUT` for obs 'state', for 'pixels' the part of it that it gets beside its
+    pictures, for 'state25' the published `STATE25_LAYOUT` and nothing else."""
+    if obs == "state25":
+        return STATE25_LAYOUT
+    hidden = () if obs == "state" else (*_OF_THE_SHEET, *(_OF_THE_PLAN if base_sees_pose else ()))
     return tuple(entry for entry in ACTOR_LAYOUT if entry[0] not in hidden)
 
 
 def layout_sizes(
-    num_features: int, render: RenderConfig | None = None, base_sees_pose: bool = False
+    num_features: int, render: RenderConfig | None = None, actor: Layout = ACTOR_LAYOUT
 ) -> dict[str, dict[str, int]]:
     """Size of each part of both vectors for a base policy with num_features features, and of the pictures."""
-    layouts = {"state": actor_layout(render is not None, base_sees_pose), "privileged_state": CRITIC_LAYOUT}
+    layouts = {"state": actor, "privileged_state": CRITIC_LAYOUT}
     sizes = {
         which: {name: num_features if size < 0 else size for name, size, _ in layout}
         for which, layout in layouts.items()
@@ -97,6 +101,8 @@ def actor_vector(
     layout: Layout = ACTOR_LAYOUT,
 ) -> jax.Array:
     """The actor's input for one environment, laid out as `layout` (see `actor_layout`)."""
+    if layout is STATE25_LAYOUT:
+        return state25(seen, task.geometry)
     geometry = task.geometry
     left = geometry.rotation_left(seen.sheet)
     parts = {
@@ -188,13 +194,13 @@ class Residual:
         config: ResidualConfig,
         num_features: int,
         render: RenderConfig | None = None,
-        base_sees_pose: bool = False,
+        actor: Layout | None = None,
     ):
-        """render: the pictures that the actor sees; None for an actor that is told the sheet's pose.
-        base_sees_pose: the base policy reads the true pose, so an actor with pictures is told nothing of its plan."""
+        """render: the pictures that the actor sees, if any. actor: what it is told besides (see `actor_layout`);
+        default all, or beside pictures all but the sheet's pose."""
         self.config, self.render = config, render
-        self.actor_layout = actor_layout(render is not None, base_sees_pose)
-        sizes = self.layout = layout_sizes(num_features, render, base_sees_pose)
+        self.actor_layout = actor or actor_layout("pixels" if render else "state")
+        sizes = self.layout = layout_sizes(num_features, render, self.actor_layout)
         self.sizes = {name: sum(sizes[name].values()) for name in ("state", "privileged_state")}
         networks = ppo_networks.make_ppo_networks(
             {name: (size,) for name, size in self.sizes.items()},

@@ -16,8 +16,10 @@ from mjx_so101.render.sheet import contact_sheet, save_png
 from mjx_so101.scene import CAMERAS
 from mjx_so101.task import State
 from policies.base import BasePolicy
+from train.files import write_text
 from train.gate_trial import JUMP
 from train.policy import Policy
+from train.provenance import commit_in_words
 
 BRIGHTNESS_OFF = 30.0
 """Grey levels (of 255) between pictures and training data that are worth a warning."""
@@ -181,8 +183,8 @@ def advice(report: dict[str, Any], verdict_tolerance_mm: float) -> list[str]:
 # -- files -------------------------------------------------------------------------------------------------------------
 def write(report: dict[str, Any], out: Path) -> None:
     """Write report.json and report.md into `out`."""
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    (out / "report.md").write_text(markdown(report))
+    write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
+    write_text(out / "report.md", markdown(report))
 
 
 def add_videos(report: dict[str, Any], policy: Policy, seed: int, out: Path) -> None:
@@ -218,7 +220,7 @@ def markdown(report: dict[str, Any]) -> str:
         _speed(report["speed"]),
         _pictures(report),
         "## How it was run\n\n"
-        f"Command `{report['command']}`, commit {report['commit']}, {report['device']}, physics {env['physics']}, "
+        f"Command `{report['command']}`, {commit_in_words(report)}, {report['device']}, physics {env['physics']}, "
         f"randomization {env['randomization']['name']}, {env['sheet_friction']} sheet, seed "
         f"{report['settings']['seed']}.",
     ]  # fmt: skip

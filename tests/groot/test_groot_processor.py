@@ -42,6 +42,42 @@ def test_gripper_comes_last_in_either_file_order(order):
     assert metadata.state == Range(tuple(LOW), tuple(HIGH))
 
 
+def six_and_gripper(sixth=(LOW[5], HIGH[5]), **more):
+    """Statistics of a `single_arm` of six beside `gripper`."""
+    arm = {"min": [*LOW[:5], sixth[0]], "max": [*HIGH[:5], sixth[1]], **more}
+    return {"single_arm": arm, "gripper": {"min": LOW[5:], "max": HIGH[5:]}}
+
+
+@pytest.mark.parametrize(("sixth", "extra"), [((LOW[5], HIGH[5]), "gripper"), ((0, 100), "middle")])
+def test_six_of_single_arm_beside_the_gripper(sixth, extra):
+    """The sixth is the gripper a first time, or something else, which is shown as its middle; it is never executed."""
+    states = Metadata.from_json(document(six_and_gripper(sixth)), "new_embodiment").state
+    assert states == Range(tuple(LOW), tuple(HIGH), extra=extra)
+    scaler = Scaler(states, JointMap(), torch.device("cpu"))
+    joints = torch.rand(4, 6)
+    plain = Scaler(Range(tuple(LOW), tuple(HIGH)), JointMap(), torch.device("cpu")).normalise(joints)
+    seven = scaler.normalise(joints)
+    assert seven.shape == (4, 7) == (4, scaler.size)
+    assert torch.equal(seven[:, [0, 1, 2, 3, 4, 6]], plain)
+    assert torch.equal(seven[:, 5], plain[:, 5] if extra == "gripper" else torch.zeros(4))
+    seven[:, 5] = 55.0  # what the model makes of it is not executed
+    assert torch.allclose(scaler.restore(seven), joints, atol=1e-6)
+    assert torch.allclose(scaler.restore(torch.cat([seven, torch.rand(4, 25)], 1)), joints, atol=1e-6)
+
+
+def test_mean_where_the_file_tells_it():
+    mean = [0.1, 0.2, 0.3, 0.4, 0.5, 0.25]
+    read = Metadata.from_json(document({"arm_0": {"min": LOW, "max": HIGH, "mean": mean}}), "new_embodiment")
+    assert read.state.mean == tuple(mean)
+    split = six_and_gripper(mean=[*mean[:5], 9.0])
+    assert Metadata.from_json(document(split), "new_embodiment").state.mean is None  # the gripper's is missing
+    split["gripper"]["mean"] = [0.25]
+    assert Metadata.from_json(document(split), "new_embodiment").state.mean == tuple(mean)
+    for wrong in ("much", [0.1], [float("nan")] * 6, ["a"] * 6):
+        odd = {"arm_0": {"min": LOW, "max": HIGH, "mean": wrong}}
+        assert Metadata.from_json(document(odd), "new_embodiment").state.mean is None
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [
@@ -67,6 +103,9 @@ def test_gripper_comes_last_in_either_file_order(order):
         ({"arm_0": {"min": [-10.1, *LOW[1:]], "max": HIGH}}, "reaches 10.1.*not in radians"),
         ({"left": {"min": LOW[:3], "max": HIGH[:3]}, "right": {"min": LOW[3:], "max": HIGH[3:]}}, "left, right"),
         ({"single_arm": {"min": LOW[:4], "max": HIGH[:4]}, "gripper": {"min": LOW[4:], "max": HIGH[4:]}}, "5 joints"),
+        ({"single_arm": {"min": LOW + [0], "max": HIGH + [0]}, "gripper": {"min": [0], "max": [0]}}, "8 min and 8 max"),
+        ({"single_arm": {"min": LOW, "max": HIGH}, "gripper": {"min": [0, 0], "max": [1, 1]}}, "8 min and 8 max"),
+        ({"single_arm": {"min": LOW, "max": HIGH}, "gripper": {"min": [0], "max": [90]}}, "reaches 90.*not in radians"),
     ],
 )
 def test_wrong_statistics(state, message):

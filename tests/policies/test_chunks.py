@@ -150,3 +150,28 @@ def test_execute_inside_jit_gives_the_next_action():
     buffers, second = step(buffers)
     np.testing.assert_array_equal(first[1], np.arange(6.0))
     np.testing.assert_array_equal(second[1], np.arange(6.0) + 6)
+
+
+@pytest.mark.parametrize(("num_envs", "slots", "passes"), [(1, 1, 1), (256, 256, 1), (257, 129, 2), (1024, 256, 4)])
+def test_slots_where_all_are_renewed_together(num_envs, slots, passes):
+    assert chunks.whole_slots(num_envs) == slots and -(-num_envs // slots) == passes
+
+
+@pytest.mark.parametrize("limit", [1, 9, LENGTH])
+def test_a_chunk_that_is_used_up_gives_its_last_action_again(limit):
+    targets = jnp.arange(LENGTH * 6.0).reshape(1, LENGTH, 6)
+    buffers = chunks.store(chunks.no_chunks(1, LENGTH), jnp.array([0]), targets, limit)
+    for _ in range(limit):
+        buffers, last = chunks.execute(buffers)
+    for _ in range(2):
+        buffers, again = chunks.execute(buffers)
+        np.testing.assert_array_equal(again, last)
+        np.testing.assert_array_equal(again, targets[:, limit - 1])
+        assert buffers.position[0] == limit and bool(buffers.used_up[0])
+
+
+def test_no_index_reaches_beyond_a_chunk():
+    buffers = chunks.no_chunks(2, LENGTH)
+    _, target = chunks.execute(buffers)  # nothing was ever stored
+    assert np.isfinite(target).all()
+    assert np.isfinite(chunks.action(buffers, jnp.array([-1, LENGTH]))).all()

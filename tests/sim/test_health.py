@@ -124,6 +124,45 @@ def test_nan_that_physics_itself_makes_is_fatal(strict_env):
         strict_env.step(fast, state.target)
 
 
+# -- what stops MuJoCo on native --------------------------------------------------------------------------------------
+def stepped(env, qvel=None, ctrl=None):
+    """PhysicsState after one control step of physics alone, holding still but for what is given."""
+    state = env.reset(0)
+    ctrl = np.repeat(np.asarray(state.target)[:, None], 8, axis=1) if ctrl is None else ctrl
+    physics = state.physics if qvel is None else state.physics.replace(qvel=qvel)
+    return env.physics.step(physics, jax.vmap(env.fields)(state.params), ctrl)
+
+
+def assert_lost(after, rows):
+    """The rows are not finite, the others are; no buffer was full."""
+    finite = np.isfinite(after.qpos).all(1) & np.isfinite(after.qvel).all(1)
+    np.testing.assert_array_equal(np.flatnonzero(~finite), rows)
+    assert not np.asarray(after.overflow).any()
+
+
+@pytest.mark.parametrize("substep", [0, 5])
+def test_bad_motor_target_is_no_full_buffer(make_env, substep):
+    """MuJoCo warns, steps on without motors and keeps a finite state: the episode is lost all the same."""
+    env = make_env(4, "nominal")
+    ctrl = np.repeat(np.asarray(env.reset(0).target)[:, None], 8, axis=1)
+    ctrl[2, substep:, 3] = np.nan  # inf is clipped to the motor's range
+    assert_lost(stepped(env, ctrl=ctrl), [2])
+    assert_lost(stepped(env), [])  # and the next step is whole again
+
+
+def test_state_too_large_for_mujoco_is_no_full_buffer(make_env):
+    """Above 1e10 MuJoCo stops, though the numbers are finite."""
+    qvel = np.zeros((4, 9), np.float32)
+    qvel[1, 0], qvel[3, 8] = 1e12, np.nan
+    assert_lost(stepped(make_env(4, "nominal"), qvel=qvel), [1, 3])
+
+
+def test_state_that_explodes_within_a_step_is_no_full_buffer(make_env):
+    qvel = np.zeros((4, 9), np.float32)
+    qvel[0, :6] = 9e9
+    assert_lost(stepped(make_env(4, "nominal"), qvel=qvel), [0])
+
+
 # -- overflow on warp ----------------------------------------------------------------------------------------------
 def test_warp_constraint_overflow_names_the_environment(hovering, pressing, own_folder):
     """Nine dry frictions fit into 12 rows; a pressing fingertip needs four more."""
@@ -189,5 +228,10 @@ def test_native_overflow_names_the_environment(small_model, hovering, pressing, 
     still = PhysicsState(qpos=qpos, qvel=np.zeros((3, 9)), warmstart=np.zeros((3, 9)), overflow=np.zeros(3, np.int32))
     ctrl = np.repeat(qpos[:, None, :6], 8, axis=1)
     for _ in range(2):  # seen in every control step, not only in the first
-        overflow = np.asarray(physics.step(still, fields, ctrl).overflow)
-        np.testing.assert_array_equal(overflow != 0, np.arange(3) == env)
+        after = physics.step(still, fields, ctrl)
+        np.testing.assert_array_equal(np.asarray(after.overflow) != 0, np.arange(3) == env)
+        assert np.isfinite(after.qpos).all() and np.isfinite(after.qvel).all()
+    ctrl[env, 0, 0] = np.nan  # full and without a motor target: both are told
+    after = physics.step(still, fields, ctrl)
+    np.testing.assert_array_equal(np.asarray(after.overflow) != 0, np.arange(3) == env)
+    np.testing.assert_array_equal(np.isnan(after.qpos).all(1), np.arange(3) == env)

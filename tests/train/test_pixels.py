@@ -15,7 +15,7 @@ from mjx_so101.params import load_randomization
 from mjx_so101.render import PRESETS as RENDER_PRESETS
 from mjx_so101.render import RenderConfig
 from policies.base import SEES_POSE, make_base
-from policies.residual import Residual, ResidualConfig, actor_layout, layout_sizes
+from policies.residual import ACTOR_LAYOUT, Residual, ResidualConfig, actor_layout
 from train import checkpoint, eyes
 from train import config as train_config
 from train.cli import main
@@ -35,7 +35,8 @@ def roller(make_env):
     """Two environments that `jacobian` acts in, seen by the top camera; keeps all that PPO stores."""
     env = make_env(2, "nominal")
     base = make_base("jacobian", env.task)
-    residual = Residual(ResidualConfig(hidden=(16, 16)), base.num_features, RENDER, base_sees_pose=True)
+    told = actor_layout("pixels", base_sees_pose=True)
+    residual = Residual(ResidualConfig(hidden=(16, 16)), base.num_features, RENDER, told)
     return Roller(env, base, residual, lambda pending, transition, result: transition, mode=SAMPLE)
 
 
@@ -141,7 +142,8 @@ def test_without_a_privileged_base_no_target_depends_on_the_true_sheet(
     monkeypatch.setattr(eyes, "make_renderer", lambda *_, **__: Canned())
     env = make_env(2, "nominal", auto_reset=False, task=TaskConfig(episode_steps=40))
     policy = make_base(base, env.task)
-    residual = Residual(ResidualConfig(hidden=(16,)), policy.num_features, RENDER, base in SEES_POSE)
+    told = actor_layout("pixels", base in SEES_POSE)
+    residual = Residual(ResidualConfig(hidden=(16,)), policy.num_features, RENDER, told)
     roller = Roller(env, policy, residual, lambda pending, *_: pending.carry.state.target, mode=MEAN)
     one = executed_targets(roller, shaken, with_sheet, (0.55, 0.45, 1.2))
     other = executed_targets(roller, shaken, with_sheet, (0.60, 0.30, 1.9))
@@ -150,18 +152,19 @@ def test_without_a_privileged_base_no_target_depends_on_the_true_sheet(
 
 
 def test_actor_with_pixels_is_not_told_the_plan_of_a_base_that_sees_the_pose():
-    parts = {name for name, _, _ in actor_layout(True, base_sees_pose=True)}
+    parts = {name for name, _, _ in actor_layout("pixels", base_sees_pose=True)}
     assert parts == {"joint_pos", "joint_vel", "effector_height", "target_lead", "last_residual"}
-    assert {name for name, _, _ in actor_layout(True)} - parts == {"base_lead", "base_features"}
-    assert actor_layout(False, base_sees_pose=True) == actor_layout(False)
+    assert {name for name, _, _ in actor_layout("pixels")} - parts == {"base_lead", "base_features"}
+    assert actor_layout("state", base_sees_pose=True) == actor_layout("state") == ACTOR_LAYOUT
 
 
 @pytest.mark.parametrize("base", ["jacobian", "oracle"])
 def test_pixels_over_a_base_that_reads_the_true_pose_must_be_asked_for(base):
     with pytest.raises(ConfigError, match=rf"base '{base}' reads the sheet's true pose.*--privileged-base"):
         TrainConfig(obs="pixels", base=base)
-    assert TrainConfig(obs="pixels", base=base, privileged_base=True).base_sees_pose
-    assert not TrainConfig(obs="pixels", base="zero").base_sees_pose
+    allowed = TrainConfig(obs="pixels", base=base, privileged_base=True).make_residual(6)
+    assert "base_lead" not in allowed.layout["state"]
+    assert "base_lead" in TrainConfig(obs="pixels", base="zero").make_residual(0).layout["state"]
 
 
 @pytest.mark.parametrize(
@@ -323,8 +326,8 @@ def test_checkpoint_of_another_observation_is_refused(tmp_path, saved, now):
     best = tmp_path / "checkpoints" / "best"
     best.mkdir(parents=True)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    meta = {"format": checkpoint.FORMAT, "layout": layout_sizes(0, config.pictures)}
-    (best / "meta.json").write_text(json.dumps(meta))
+    meta = {"format": checkpoint.FORMAT, "config": config.to_dict(), "layout": config.make_residual(0).layout}
+    checkpoint.write_meta(best, meta)
     with pytest.raises(CheckpointError, match=r"another observation layout.*pixels\.top") as refused:
         load_policy(tmp_path, None, {"obs": now})
     assert "state.goal_vector: saved " + ("2, now None" if saved == "state" else "None, now 2") in str(refused.value)
