@@ -24,7 +24,11 @@ TESTS: dict[str, Groups] = {
         ("tests/policies/test_chunked.py",),
         ("tests/train/test_ppo.py", "tests/train/test_pixels.py"),
     ),
-    "policies/chunks.py": (("tests/policies/test_chunks.py",), ("tests/policies/test_chunked.py",)),
+    "policies/chunks.py": (
+        ("tests/policies/test_chunks.py",),
+        ("tests/policies/test_chunked_inputs.py",),
+        ("tests/policies/test_chunked.py",),
+    ),
     "policies/groot/processor.py": (
         ("tests/groot/test_groot_processor.py",),
         ("tests/groot/test_groot_parity.py", "tests/groot/test_groot_policy.py"),
