@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mjx_so101.env import StepResult
+from mjx_so101.errors import Interrupted
 from train import rollout
 from train.evaluate import Evaluator
 from train.rollout import BASE, MEAN, NOISE, SAMPLE, Carry, Mix, Pending, ResidualCosts, Roller
@@ -24,12 +25,14 @@ from train.rollout import BASE, MEAN, NOISE, SAMPLE, Carry, Mix, Pending, Residu
     ],
 )
 def test_a_mode_is_what_it_takes_of_mean_deviation_and_noise(mode, expected):
-    assert Mix.of(mode, 0.05, noise=0.3)[:4] == expected
+    assert Mix.of(mode, 0.05, noise=0.3) == Mix(*expected) == (*expected, True)
+    assert Mix.of(mode, 0.05, noise=0.3, blind=True) == (*expected, False)
 
 
 @pytest.mark.parametrize("build", [Mix.of, Roller, Roller.variant, Evaluator, Evaluator.variant])
-def test_noise_is_off_unless_asked_for(build):
-    assert inspect.signature(build).parameters["noise"].default == 0.0
+def test_noise_and_blank_pictures_are_off_unless_asked_for(build):
+    parameters = inspect.signature(build).parameters
+    assert (parameters["noise"].default, parameters["blind"].default) == (0.0, False)
     assert Mix.of(NOISE, 0.05).noise == 0
 
 
@@ -42,8 +45,32 @@ def test_only_a_long_rollout_may_show_a_bar_and_it_vanishes(monkeypatch, steps, 
     monkeypatch.setattr(rollout, "tqdm", lambda items, *_, **options: (items, options))
     items, options = rollout._counted(steps)
     assert list(items) == list(range(steps))
-    assert options["disable"] is (True if silent else None)  # None: only where there is a terminal
-    assert options["leave"] is False
+    quiet = True if silent else None  # None: only where there is a terminal
+    assert options == {"delay": 5, "leave": False, "disable": quiet}
+
+
+@pytest.mark.parametrize(
+    ("steps", "auto_reset", "pieces"),
+    [(120, False, [50, 50, 20]), (100, False, [50, 50]), (50, False, [50]), (7, False, [7]), (120, True, [120])],
+)
+def test_an_evaluation_is_scanned_in_pieces_and_training_at_once(steps, auto_reset, pieces):
+    """Between pieces it may be stopped; together they keep every step."""
+    asked = []
+
+    def scan(learner, carry, mix, steps):
+        asked.append(steps)
+        return carry + steps, carry + jnp.arange(steps)
+
+    roller = SimpleNamespace(env=SimpleNamespace(auto_reset=auto_reset), mix=None, _scan=scan, _go_on=lambda: None)
+    end, kept = Roller._roll_in_pieces(roller, None, 0, steps)
+    assert (end, asked) == (steps, pieces)
+    np.testing.assert_array_equal(kept, np.arange(steps))
+
+
+def test_a_rollout_that_is_stopped_is_interrupted():
+    Roller._go_on(SimpleNamespace(stopped=lambda: False))
+    with pytest.raises(Interrupted):
+        Roller._go_on(SimpleNamespace(stopped=lambda: True))
 
 
 # -- r by hand -----------------------------------------------------------------------------------------------------
