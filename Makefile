@@ -1,7 +1,7 @@
 # Each target sets up .venv by itself; nothing but Python 3.11 or newer needs to be there.
 #
 #   make train   train a residual policy; flags in ARGS, e.g. make train ARGS="--base oracle --seed 1"
-#   make test    run the tests; e.g. make test ARGS="-x tests/test_packaging.py"
+#   make test    run the tests but the slow ones; e.g. make test ARGS="-x tests/test_packaging.py", ARGS="-m slow"
 #   make lint    run ruff and mypy
 #   make venv    only set up .venv
 #   make clean   remove .venv and what tools cached here (never runs/)
@@ -26,7 +26,7 @@ train: venv
 test: venv
 	@if [ ! -e .venv/.tests ] || [ pyproject.toml -nt .venv/.tests ]; then \
 		$(PIP) install --editable ".[test]" && touch .venv/.tests; fi
-	$(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 lint: venv
 	$(VENV_PYTHON) -m ruff check

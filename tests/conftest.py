@@ -1,11 +1,18 @@
-"""Shared fixtures: compiled programs are cached on disk, and one environment of each kind is built per session."""
+"""Shared fixtures: compiled programs are cached in the checkout, and one environment of each kind is built per
+session."""
 
 import os
 from pathlib import Path
 
-from train.hardware import set_caches
+from train.hardware import CACHE_FOLDERS, set_caches
 
+# Everything that tests and the commands they start keep goes under .cache/tests, never into the user's own cache.
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".cache" / "tests")
+for name in CACHE_FOLDERS:
+    os.environ.pop(name, None)
 set_caches()  # before jax and warp are imported
+# JAX writes its files in place: a second process would read them half written. Warp renames folders.
+os.environ["JAX_COMPILATION_CACHE_DIR"] += "-" + os.environ.get("PYTEST_XDIST_WORKER", "main")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # compiling takes most of the tests' time: level 1 takes a fifth off it, 0 makes them slower

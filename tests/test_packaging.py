@@ -140,6 +140,16 @@ def test_caches_warn_when_too_late_or_not_writable(no_caches, monkeypatch):
         set_caches()
 
 
+def test_tests_keep_what_they_compile_in_the_checkout():
+    """Also in the commands that they start; processes side by side never share JAX's files."""
+    own = ROOT / ".cache" / "tests"
+    assert all(Path(os.environ[name]).is_relative_to(own) for name in (*CACHE_FOLDERS, "XDG_CACHE_HOME"))
+    script = "import os, jax; print(jax.config.jax_compilation_cache_dir, os.environ['WARP_CACHE_PATH'])"
+    jax_folder, warp_folder = subprocess.check_output([sys.executable, "-c", script], text=True).split()
+    assert jax_folder.endswith("jax-" + os.environ.get("PYTEST_XDIST_WORKER", "main"))
+    assert (jax_folder, warp_folder) == tuple(os.environ[name] for name in CACHE_FOLDERS)
+
+
 # -- the Makefile --------------------------------------------------------------------------------------------------
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 

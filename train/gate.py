@@ -24,7 +24,7 @@ from train import gate_report
 from train.flags import overrides
 from train.gate_trial import Trial, check_joints, measure_actions, training_range
 from train.policy import Policy, load_policy
-from train.report import provenance
+from train.provenance import provenance
 from train.run_folder import new_folder, prepare_folder
 from train.statistics import wilson_interval
 

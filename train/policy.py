@@ -13,7 +13,7 @@ from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import CheckpointError, ConfigError
 from policies.base import BasePolicy, make_base
 from policies.model import OF_THE_MACHINE
-from policies.residual import Learner, Residual, layout_sizes
+from policies.residual import Learner, Residual
 from train import checkpoint
 from train.config import TrainConfig
 from train.loop import REPORT_SEED, comparable
@@ -80,7 +80,7 @@ def load_policy(
     # a run made elsewhere is evaluated with what this machine has
     config = dataclasses.replace(saved, **{"physics": "auto", **overrides})
     policy = _untrained(str(run), config, tolerances)
-    layout = layout_sizes(policy.base.num_features, config.pictures)
+    layout = policy.residual.layout
     checkpoint.check_same(path, checkpoint.read_meta(path)["layout"], layout, "observation layout")
     return dataclasses.replace(policy, learner=checkpoint.restore(path, "learner", policy.learner))
 
@@ -110,12 +110,18 @@ def _mention_edits(run: Path, config: TrainConfig) -> None:
 
 def base_alone(config: TrainConfig, tolerances: tuple[float, ...] = (0.005, 0.010, 0.020)) -> Policy:
     """The base policy of a training run without a residual: alpha 0, and nothing that sees pictures."""
-    alone = dataclasses.replace(config, obs="state", residual=dataclasses.replace(config.residual, alpha=0.0))
+    alone = dataclasses.replace(
+        config,
+        obs="state",
+        privileged_base=False,
+        blind=False,
+        residual=dataclasses.replace(config.residual, alpha=0.0),
+    )
     return _untrained(config.base, alone, tolerances)
 
 
 def _untrained(name: str, config: TrainConfig, tolerances: tuple[float, ...]) -> Policy:
     task = config.environment(1, training=False, report_tolerances=tolerances).task
     base = make_base(config.base, task, config.model)
-    residual = Residual(config.residual, base.num_features, config.pictures)
+    residual = config.make_residual(base.num_features)
     return Policy(name, config, tolerances, base, residual, residual.init(jax.random.PRNGKey(0)))

@@ -14,6 +14,8 @@ from mjx_so101.errors import ConfigError
 from mjx_so101.scene import ARM_BODIES
 from mjx_so101.task import PhysicsState
 
+_FULL = {int(mujoco.mjtWarning.mjWARN_CONTACTFULL), int(mujoco.mjtWarning.mjWARN_CNSTRFULL)}
+
 
 class NativePhysics:
     """A pool of threads over one MjModel per environment (each may have its own fields)."""
@@ -48,7 +50,10 @@ class NativePhysics:
         self._timestep = model.opt.timestep
 
     def step(self, state: PhysicsState, fields: dict[str, jax.Array], ctrl: jax.Array) -> PhysicsState:
-        """See `Physics.step`. Runs on the host; arrays may be JAX or NumPy."""
+        """See `Physics.step`. Runs on the host; arrays may be JAX or NumPy.
+
+        An environment that MuJoCo stopped for another reason than a full buffer comes out as NaN.
+        """
         self._write_fields(fields)
         nq = self._nq
         self._initial[:, 1 : 1 + nq] = state.qpos
@@ -56,16 +61,37 @@ class NativePhysics:
         warmstart = np.asarray(state.warmstart, np.float64)
         ctrl = np.asarray(ctrl, np.float64)
         states, sensors = self._pool.rollout(self._models, self._data, self._initial, ctrl, initial_warmstart=warmstart)
-        # rollout stops an environment at a warning, so its clock stands still; what is not NaN there is a full buffer
-        stopped = states[:, -1, 0] < (ctrl.shape[1] - 0.5) * self._timestep
-        overflow = (stopped & np.isfinite(states[:, -1]).all(1)).astype(np.int32)
         last = states[:, -1].astype(np.float32)
+        # rollout stops an environment at a warning, so its clock stands still; a warning in the very last substep
+        # shows in the next control step
+        stopped = states[:, -1, 0] < (ctrl.shape[1] - 0.5) * self._timestep
+        overflow = np.zeros(self.num_envs, np.int32)
+        for env in np.flatnonzero(stopped & np.isfinite(last).all(1)):
+            full, other = self._why_stopped(env, warmstart[env], ctrl[env])
+            overflow[env] = full
+            if other or not full:
+                last[env] = np.nan
         return PhysicsState(
             qpos=last[:, 1 : 1 + nq],
             qvel=last[:, 1 + nq : 1 + 2 * nq],
             warmstart=self._joint_acceleration(sensors[:, -1]).astype(np.float32),
             overflow=overflow,
         )
+
+    def _why_stopped(self, env: int, warmstart: np.ndarray, ctrl: np.ndarray) -> tuple[int, bool]:
+        """Which buffers were full (bits 1 << mjtWarning), and whether MuJoCo gave another warning (NaN, inf or a number
+        above 1e10). Repeats the control step up to the first warning: `rollout` keeps none per environment."""
+        model, data = self._models[env], self._data[0]
+        mujoco.mj_resetData(model, data)
+        mujoco.mj_setState(model, data, self._initial[env], mujoco.mjtState.mjSTATE_FULLPHYSICS)
+        data.qacc_warmstart = warmstart
+        for target in ctrl:
+            data.ctrl = target
+            mujoco.mj_step(model, data)
+            warned = {int(i) for i in np.flatnonzero(data.warning.number)}
+            if warned:
+                return sum(1 << i for i in warned & _FULL), bool(warned - _FULL)
+        return 0, False
 
     def _write_fields(self, fields: dict[str, jax.Array]) -> None:
         """Copy the rows of `fields` that differ from what each model already holds."""

@@ -72,15 +72,15 @@ def test_healthy_steps_raise_nothing(strict_env, own_folder):
     state = strict_env.reset(0)
     for _ in range(3):
         state, _ = strict_env.step(state, state.target)
-    assert not list(own_folder.glob("*.npz"))
+    assert not list(own_folder.rglob("*.npz"))
 
 
 def test_nan_is_fatal_in_strict_mode_and_leaves_a_replay(strict_env, own_folder):
     state = strict_env.reset(0)
     bad = state.replace(physics=state.physics.replace(qvel=state.physics.qvel.at[3, 2].set(jnp.nan)))
-    with pytest.raises(HealthError, match=r"env 3.*non-finite.*1 of 4") as caught:
+    with pytest.raises(HealthError, match=r"env 3 \(1 of 4 envs\).*non-finite") as caught:
         strict_env.step(bad, state.target)
-    (path,) = own_folder.glob("*.npz")
+    (path,) = own_folder.rglob("*.npz")
     assert str(path) in str(caught.value)
     replay = np.load(path)
     np.testing.assert_array_equal(replay["qpos"], state.physics.qpos[3])
@@ -97,9 +97,24 @@ def test_replay_holds_all_that_the_motors_depend_on(strict_env, own_folder):
     bad = state.replace(physics=state.physics.replace(qpos=state.physics.qpos.at[0, 0].set(jnp.nan)))
     with pytest.raises(HealthError):
         strict_env.step(bad, state.target + 0.01)
-    saved = np.load(next(own_folder.glob("*.npz")))
+    saved = np.load(next(own_folder.rglob("*.npz")))
     for needed in (state.target[0], state.previous_target[0]):
         assert any(np.array_equal(saved[name], needed) for name in saved.files)
+
+
+def test_replays_have_a_folder_of_their_own_and_never_replace_one_another(strict_env, tmp_path):
+    state = strict_env.reset(0)
+    bad = state.replace(nonfinite=jnp.array([False, True, False, False]))
+    for count in (1, 2):
+        with pytest.raises(HealthError):
+            strict_env.check_health(state, state.target, bad, tmp_path / "run")
+        assert len(list((tmp_path / "run").iterdir())) == count
+    folders = set()
+    for _ in range(2):
+        with pytest.raises(HealthError, match="replay saved to") as caught:
+            strict_env.check_health(state, state.target, bad)
+        folders.add(str(caught.value).rpartition("/")[0])
+    assert len(folders) == 2
 
 
 def test_nan_that_physics_itself_makes_is_fatal(strict_env):
@@ -109,15 +124,54 @@ def test_nan_that_physics_itself_makes_is_fatal(strict_env):
         strict_env.step(fast, state.target)
 
 
+# -- what stops MuJoCo on native --------------------------------------------------------------------------------------
+def stepped(env, qvel=None, ctrl=None):
+    """PhysicsState after one control step of physics alone, holding still but for what is given."""
+    state = env.reset(0)
+    ctrl = np.repeat(np.asarray(state.target)[:, None], 8, axis=1) if ctrl is None else ctrl
+    physics = state.physics if qvel is None else state.physics.replace(qvel=qvel)
+    return env.physics.step(physics, jax.vmap(env.fields)(state.params), ctrl)
+
+
+def assert_lost(after, rows):
+    """The rows are not finite, the others are; no buffer was full."""
+    finite = np.isfinite(after.qpos).all(1) & np.isfinite(after.qvel).all(1)
+    np.testing.assert_array_equal(np.flatnonzero(~finite), rows)
+    assert not np.asarray(after.overflow).any()
+
+
+@pytest.mark.parametrize("substep", [0, 5])
+def test_bad_motor_target_is_no_full_buffer(make_env, substep):
+    """MuJoCo warns, steps on without motors and keeps a finite state: the episode is lost all the same."""
+    env = make_env(4, "nominal")
+    ctrl = np.repeat(np.asarray(env.reset(0).target)[:, None], 8, axis=1)
+    ctrl[2, substep:, 3] = np.nan  # inf is clipped to the motor's range
+    assert_lost(stepped(env, ctrl=ctrl), [2])
+    assert_lost(stepped(env), [])  # and the next step is whole again
+
+
+def test_state_too_large_for_mujoco_is_no_full_buffer(make_env):
+    """Above 1e10 MuJoCo stops, though the numbers are finite."""
+    qvel = np.zeros((4, 9), np.float32)
+    qvel[1, 0], qvel[3, 8] = 1e12, np.nan
+    assert_lost(stepped(make_env(4, "nominal"), qvel=qvel), [1, 3])
+
+
+def test_state_that_explodes_within_a_step_is_no_full_buffer(make_env):
+    qvel = np.zeros((4, 9), np.float32)
+    qvel[0, :6] = 9e9
+    assert_lost(stepped(make_env(4, "nominal"), qvel=qvel), [0])
+
+
 # -- overflow on warp ----------------------------------------------------------------------------------------------
 def test_warp_constraint_overflow_names_the_environment(hovering, pressing, own_folder):
     """Nine dry frictions fit into 12 rows; a pressing fingertip needs four more."""
     options = {"constraints_per_env": 12}
     env = PaperReturnEnv(3, physics="warp", randomization="nominal", strict=True, physics_options=options)
-    with pytest.raises(HealthError, match=r"env 1: buffer overflow.*2 of 3.*constraints_per_env"):
+    with pytest.raises(HealthError, match=r"env 1 \(2 of 3 envs\): buffer overflow.*constraints_per_env"):
         state = placed(env, [hovering, pressing, pressing])
         env.step(state, state.target)
-    replay = np.load(next(own_folder.glob("*env1.npz")))
+    replay = np.load(next(own_folder.rglob("*env1.npz")))
     np.testing.assert_allclose(replay["qpos"], pressing, atol=1e-6)
     state = placed(env, [hovering, hovering, hovering])
     env.step(state, state.target)  # fits
@@ -174,5 +228,10 @@ def test_native_overflow_names_the_environment(small_model, hovering, pressing, 
     still = PhysicsState(qpos=qpos, qvel=np.zeros((3, 9)), warmstart=np.zeros((3, 9)), overflow=np.zeros(3, np.int32))
     ctrl = np.repeat(qpos[:, None, :6], 8, axis=1)
     for _ in range(2):  # seen in every control step, not only in the first
-        overflow = np.asarray(physics.step(still, fields, ctrl).overflow)
-        np.testing.assert_array_equal(overflow != 0, np.arange(3) == env)
+        after = physics.step(still, fields, ctrl)
+        np.testing.assert_array_equal(np.asarray(after.overflow) != 0, np.arange(3) == env)
+        assert np.isfinite(after.qpos).all() and np.isfinite(after.qvel).all()
+    ctrl[env, 0, 0] = np.nan  # full and without a motor target: both are told
+    after = physics.step(still, fields, ctrl)
+    np.testing.assert_array_equal(np.asarray(after.overflow) != 0, np.arange(3) == env)
+    np.testing.assert_array_equal(np.isnan(after.qpos).all(1), np.arange(3) == env)

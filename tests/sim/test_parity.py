@@ -3,12 +3,14 @@
 import copy
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
 
 from mjx_so101 import SceneConfig, TaskConfig, load_model
+from mjx_so101.physics import make_physics
 
 SUBSTEPS = 8
 SHEET = (0.30, 0.20, 1.3)
@@ -29,6 +31,13 @@ OTHER = {
     "kp_scale": 0.7, "force_limit_scale": 0.8, "joint_damping_scale": 1.5,
 }  # fmt: skip
 """What differs in the last environment; all else is nominal."""
+WITHIN = {
+    "native": (0.001, 0.001, 0.001, 0.001),
+    "warp": (0.1, 0.01, 0.01, 0.05),
+    "jax": (0.1, 3.0, 0.05, 0.2),
+}
+"""How closely (mm) a sheet follows mj_step in each sequence. MJX computes in float32: where the solver stops at its
+iteration limit while a fingertip comes down or off, one step alone differs by up to 0.07 mm; at an edge this grows."""
 
 
 def along(points, speed=0.004):
@@ -94,11 +103,17 @@ def truth(model, commands):
 
 
 @pytest.fixture(scope="module")
-def play(make_env, commands):
+def environment(make_env):
+    """Function from backend options to four environments that run on."""
+    return lambda **options: make_env(len(NAMES), auto_reset=False, task=TaskConfig(), **options)
+
+
+@pytest.fixture(scope="module")
+def play(environment, commands):
     """Function from backend options to the states [step] of the four sequences, the start first."""
 
     def run(**options):
-        env = make_env(len(NAMES), auto_reset=False, task=TaskConfig(), **options)
+        env = environment(**options)
         state = env.reset(0)
         start = jnp.asarray(commands[0], jnp.float32)
         sheets = jnp.tile(jnp.array(SHEET), (len(NAMES), 1))
@@ -123,10 +138,15 @@ def native_states(play):
     return play(physics="native")
 
 
-@pytest.fixture(scope="module", params=["native", "warp", "jax"])
-def played(request, play, native_states):
+@pytest.fixture(scope="module", params=["native", "warp", pytest.param("jax", marks=pytest.mark.slow)])
+def backend(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def played(backend, play, native_states):
     """qpos [step, env, 9] of each backend."""
-    states = native_states if request.param == "native" else play(physics=request.param)
+    states = native_states if backend == "native" else play(physics=backend)
     return np.stack([state.physics.qpos for state in states[1:]])
 
 
@@ -137,20 +157,30 @@ def test_sequences_press_and_move_the_sheet(truth):
 
 
 @pytest.mark.parametrize("env", range(len(NAMES)), ids=NAMES)
-def test_sheet_ends_where_mujoco_puts_it(played, truth, env):
-    difference = played[-1, env, 6:] - truth.qpos[-1, env, 6:]
-    assert np.linalg.norm(difference[:2]) < 0.003
-    assert abs(difference[2]) < np.radians(1)
+def test_sheet_moves_as_in_mujoco(played, backend, truth, env):
+    """All the way, and no corner of the sheet is further off than `WITHIN`."""
+    difference = np.abs(played[:, env, 6:] - truth.qpos[:, env, 6:])
+    corner = np.linalg.norm(difference[:, :2], axis=1) + 0.13 * difference[:, 2]
+    assert corner.max() < WITHIN[backend][env] / 1000
 
 
-def test_arm_moves_as_in_mujoco(played, truth):
+def test_arm_moves_as_in_mujoco(played, backend, truth):
     """The motors saturate on the way, which an integrator must not mistake for damping."""
-    assert np.abs(played[..., :6] - truth.qpos[..., :6]).max() < 0.005
+    limit = {"native": 1e-6, "warp": 5e-5, "jax": 5e-3}[backend]
+    assert np.abs(played[..., :6] - truth.qpos[..., :6]).max() < limit
 
 
-def test_native_follows_mj_step_all_the_way(native_states, truth):
-    qpos = np.stack([state.physics.qpos for state in native_states[1:]])
-    np.testing.assert_allclose(qpos, truth.qpos, rtol=0, atol=1e-4)
+def test_one_control_step_from_the_same_state_ends_the_same(backend, environment, native_states, commands):
+    """Nothing adds up here: within rounding, except where the solver stopped at its limit."""
+    if backend == "native":
+        pytest.skip("compared with itself")
+    env, worst = environment(physics=backend), []
+    for before, after, target in zip(native_states, native_states[1:], commands, strict=False):
+        got, _ = env.step(before, jnp.asarray(target, jnp.float32))
+        worst.append(np.abs(got.physics.qpos - after.physics.qpos).max(1))
+    worst = np.stack(worst)
+    assert (worst < 1e-6).mean() > 0.9
+    assert worst.max() < (1e-4 if backend == "warp" else 1e-3)
 
 
 def test_native_is_bitwise_repeatable_with_any_number_of_threads(play, native_states):
@@ -160,18 +190,48 @@ def test_native_is_bitwise_repeatable_with_any_number_of_threads(play, native_st
             np.testing.assert_array_equal(getattr(a.physics, name), getattr(b.physics, name))
 
 
-def test_native_hands_on_mujocos_warm_start(make_env, model, native_states, commands):
+def test_native_hands_on_mujocos_warm_start(environment, model, native_states, commands):
     """One control step at a time from the very state and motor targets that the backend was given."""
-    begin = make_env(len(NAMES), auto_reset=False, task=TaskConfig()).begin_step
+    begin = jax.jit(environment().begin_step)
     data = mujoco.MjData(model)
     for before, after, target in zip(native_states, native_states[1:], commands, strict=False):
         _, _, ctrl = begin(before, jnp.asarray(target, jnp.float32))
         for env in range(3):
-            mujoco.mj_resetData(model, data)
-            data.qpos[:] = before.physics.qpos[env]
-            data.qvel[:] = before.physics.qvel[env]
-            data.qacc_warmstart[:] = before.physics.warmstart[env]
+            set_state(model, data, before.physics, env)
             for motors in np.asarray(ctrl[env], np.float64):
                 data.ctrl[:] = motors
                 mujoco.mj_step(model, data)
             np.testing.assert_allclose(after.physics.warmstart[env], data.qacc_warmstart, rtol=1e-4, atol=1e-5)
+
+
+def set_state(model, data, physics, env, warm=True):
+    """Put MuJoCo where a batched PhysicsState says."""
+    mujoco.mj_resetData(model, data)
+    data.qpos[:], data.qvel[:] = physics.qpos[env], physics.qvel[env]
+    data.qacc_warmstart[:] = np.asarray(physics.warmstart[env]) * warm
+
+
+@pytest.mark.parametrize("physics", ["warp", pytest.param("jax", marks=pytest.mark.slow)])
+def test_mjx_begins_with_the_warm_start_it_is_given(physics, native_states, commands):
+    """Three Newton iterations do not converge at an edge, so that one substep tells where they began."""
+    model = load_model(SceneConfig(visual=False, solver_iterations=3))
+    backend = make_physics(physics, model, len(commands))
+    edge = NAMES.index("edge-pull")
+    states = jax.tree.map(
+        lambda *leaves: jnp.stack([jnp.asarray(leaf)[edge] for leaf in leaves]),
+        *[state.physics for state in native_states[:-1]],
+    )
+    ctrl = jnp.asarray(commands[:, edge], jnp.float32)
+    got = np.asarray(jax.jit(backend.step)(states, {}, ctrl[:, None]).warmstart)
+    single = copy.copy(model)
+    single.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
+    data, truth = mujoco.MjData(single), np.zeros((2, *got.shape))
+    for warm in (0, 1):
+        for row in range(len(commands)):
+            set_state(single, data, states, row, warm)
+            data.ctrl[:] = ctrl[row]
+            mujoco.mj_step(single, data)
+            truth[warm, row] = data.qacc_warmstart
+    tells = np.abs(truth[1] - truth[0]).max(1) > 2  # m/s2 or rad/s2
+    assert tells.sum() >= 4
+    assert np.abs(got - truth[1]).max(1)[tells].max() < 1
