@@ -90,7 +90,8 @@ def _parse(kind: Any, arguments: list[str], command: str, **options: Any) -> Any
 _TRAIN_HELP = """train a residual on top of a base policy and report
 
 Flags that decide the defaults of all others:
-  --preset {cpu,gpu}   size of the run; default gpu where JAX has a GPU, else cpu
+  --preset NAME        size of the run: cpu, gpu, gpu-groot (for groot and remote, whose model decides the speed) or
+                       seed (four environments); default cpu, and where JAX has a GPU gpu or gpu-groot, after the base
   --out DIR            new run folder; default runs/BASE-RANDOMIZATION-TIME
   --resume DIR         continue the run in DIR with its own configuration
 
@@ -111,7 +112,7 @@ def _train(arguments: list[str]) -> None:
 
     from mjx_so101.errors import require_choice
     from train import run_folder
-    from train.config import PRESETS, TrainConfig
+    from train.config import PRESETS, TrainConfig, default_preset
     from train.provenance import source
 
     source()  # as it is now: the run may outlast the next edit
@@ -121,11 +122,15 @@ def _train(arguments: list[str]) -> None:
         if any(word.partition("=")[0] == "--randomization" for word in rest):
             default = dataclasses.replace(default, resolved=None)  # what it says now is compared with the checkpoint
     else:
-        preset = given.preset or ("gpu" if jax.default_backend() == "gpu" else "cpu")
+        preset = given.preset or default_preset(_base_in(rest), jax.default_backend() == "gpu")
         default = PRESETS[require_choice("preset", preset, PRESETS)]
     config = _parse(TrainConfig, rest, "train", default=default, description=_TRAIN_HELP).resolve()
-    if given.preset == "gpu" or config.physics == "warp":
-        _explain_missing_gpu(needed=given.preset == "gpu")
+    if not given.resume:
+        chosen = "given" if given.preset else "chosen by base and machine; --preset takes another"
+        print(f"Preset {preset} ({chosen}): {config.num_envs:,} environments, {config.steps:,} steps", flush=True)
+    needs_gpu = (given.preset or "").startswith("gpu")
+    if needs_gpu or config.physics == "warp":
+        _explain_missing_gpu(needed=given.preset if needs_gpu else "")
     if given.resume:
         folder = run_folder.open_for_resume(Path(given.resume))
     elif given.out:
@@ -141,8 +146,7 @@ def _train_in(folder: RunFolder, config: TrainConfig, resume: bool, gate_episode
     from mjx_so101.errors import SO101Error
     from policies.base import SCRIPTED
     from train.loop import Trainer
-    from train.provenance import command
-    from train.report import write_report
+    from train.report import command, write_report
 
     out, begun = folder.path, folder.begun
     try:
@@ -195,8 +199,17 @@ def _pass_gate(config: TrainConfig, folder: Path, episodes: int, force: bool) ->
     require_gate(result, force)
 
 
-def _explain_missing_gpu(needed: bool) -> None:
-    """Raise ConfigError if a GPU was asked for and JAX has none; only warn where the CPU is merely slow."""
+def _base_in(arguments: list[str]) -> str:
+    """The base policy that the flags name, or the default one."""
+    from train.config import TrainConfig
+
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--base", default=TrainConfig.base)
+    return flags.parse_known_args(arguments)[0].base
+
+
+def _explain_missing_gpu(needed: str) -> None:
+    """Raise ConfigError if preset `needed` asked for a GPU and JAX has none; only warn where the CPU is merely slow."""
     import jax
 
     from mjx_so101.errors import ConfigError
@@ -208,7 +221,7 @@ def _explain_missing_gpu(needed: bool) -> None:
         "(driver 580 or newer) or '.[cuda12]'; `so101 doctor` says what is wrong."
     )
     if needed:
-        raise ConfigError(f"--preset gpu: {message}")
+        raise ConfigError(f"--preset {needed}: {message}")
     print(f"warning: physics 'warp' on a CPU is slow. {message}", file=sys.stderr)
 
 

@@ -82,6 +82,8 @@ class GateFlags:
     """Backend; default auto."""
     sheet_friction: str | None = None
     """'dry' or 'viscous'; default dry."""
+    home: tuple[float, ...] | str | None = None
+    """Start pose: 'task' (default), 'checkpoint' (the middle of its states) or six angles in rad, gripper last."""
     out: Path | None = None
     """New folder for the report; default runs/gate-BASE-TIME."""
     settings: tyro.conf.OmitArgPrefixes[GateSettings] = dataclasses.field(default_factory=GateSettings)

@@ -32,11 +32,13 @@ class Policy:
     base: BasePolicy
     residual: Residual
     learner: Learner
+    own_ranges: bool = False
+    """Whether it runs under the randomization that it was trained with."""
 
     @property
     def randomization(self) -> str:
         """Which randomization it runs under, in words."""
-        own = " (the run's own ranges)" if self.config.resolved else ""
+        own = " (the run's own ranges)" if self.own_ranges else ""
         return f"{self.config.randomization!r}{own}"
 
     def environment(self, num_envs: int) -> PaperReturnEnv:
@@ -80,9 +82,9 @@ def load_policy(
     # a run made elsewhere is evaluated with what this machine has
     config = dataclasses.replace(saved, **{"physics": "auto", **overrides})
     policy = _untrained(str(run), config, tolerances)
-    layout = policy.residual.layout
-    checkpoint.check_same(path, checkpoint.read_meta(path)["layout"], layout, "observation layout")
-    return dataclasses.replace(policy, learner=checkpoint.restore(path, "learner", policy.learner))
+    checkpoint.check_same(path, checkpoint.read_meta(path)["layout"], policy.residual.layout, "observation layout")
+    learner = checkpoint.restore(path, "learner", policy.learner)
+    return dataclasses.replace(policy, learner=learner, own_ranges="randomization" not in overrides)
 
 
 def checkpoint_config(run: Path) -> TrainConfig:
@@ -121,6 +123,7 @@ def base_alone(config: TrainConfig, tolerances: tuple[float, ...] = (0.005, 0.01
 
 
 def _untrained(name: str, config: TrainConfig, tolerances: tuple[float, ...]) -> Policy:
+    config = config.resolve()
     task = config.environment(1, training=False, report_tolerances=tolerances).task
     base = make_base(config.base, task, config.model)
     residual = config.make_residual(base.num_features)
