@@ -97,7 +97,8 @@ Flags that decide the defaults of all others:
 
 Bases groot and remote pass a gate first (so101 gate), whose report goes into the folder's `gate`:
   --gate-episodes N    episodes to begin with; default 100
-  --force              train even if the gate says STOP; with --gate-episodes 0 without a gate"""
+  --force              train even if the gate says STOP; with --gate-episodes 0 without a gate
+  --alpha auto         train with the alpha that the gate suggests; any base then passes the gate first"""
 
 
 def _train(arguments: list[str]) -> None:
@@ -106,17 +107,21 @@ def _train(arguments: list[str]) -> None:
         first.add_argument(flag)
     first.add_argument("--gate-episodes", type=int, default=100)
     first.add_argument("--force", action="store_true")
+    first.add_argument("--alpha")
     given, rest = first.parse_known_args(arguments)
+    rest += [] if given.alpha in (None, "auto") else ["--alpha", given.alpha]
 
     import jax
 
     from mjx_so101.errors import require_choice
     from train import run_folder
     from train.config import PRESETS, TrainConfig, default_preset
+    from train.gate_first import check_alpha
     from train.provenance import source
 
     source()  # as it is now: the run may outlast the next edit
 
+    check_alpha(given.alpha, given.resume, given.gate_episodes)
     if given.resume:
         default = run_folder.saved_config(Path(given.resume))
         if any(word.partition("=")[0] == "--randomization" for word in rest):
@@ -138,23 +143,25 @@ def _train(arguments: list[str]) -> None:
     else:
         folder = run_folder.open_new(f"{config.base}-{Path(config.randomization).stem}")
     with folder:
-        _train_in(folder, config, bool(given.resume), given.gate_episodes, given.force)
+        _train_in(folder, config, bool(given.resume), given.gate_episodes, given.force, given.alpha)
 
 
-def _train_in(folder: RunFolder, config: TrainConfig, resume: bool, gate_episodes: int, force: bool) -> None:
+def _train_in(
+    folder: RunFolder, config: TrainConfig, resume: bool, gate_episodes: int, force: bool, alpha: str | None
+) -> None:
     """Train, or go on training, in a folder that this process owns, and report."""
     from mjx_so101.errors import SO101Error
-    from policies.base import SCRIPTED
+    from train.gate_first import pass_gate
     from train.loop import Trainer
-    from train.report import command, write_report
+    from train.provenance import command
+    from train.report import write_report
 
     out, begun = folder.path, folder.begun
     try:
         if not begun:
             folder.keep_config(config)  # first of all: a run that is killed from now on can be resumed
-            if config.base not in SCRIPTED:
-                shutil.rmtree(out / "gate", ignore_errors=True)  # of a run that was killed in it
-                _pass_gate(config, out, gate_episodes, force)
+            shutil.rmtree(out / "gate", ignore_errors=True)  # of a run that was killed in it
+            config = pass_gate(config, out, gate_episodes, force, alpha)
         trainer = Trainer(config, out)
     except SO101Error:
         if not resume:
@@ -179,24 +186,6 @@ def _train_in(folder: RunFolder, config: TrainConfig, resume: bool, gate_episode
             raise SystemExit(130) from None
     print((out / "report.md").read_text())
     print(f"Report: {out / 'report.md'}")
-
-
-def _pass_gate(config: TrainConfig, folder: Path, episodes: int, force: bool) -> None:
-    """Measure the base policy alone. Raises ConfigError if training on it makes no sense and is not forced."""
-    from mjx_so101.errors import ConfigError
-    from train.gate import GateSettings, require_gate, run_gate
-    from train.policy import base_alone
-
-    if episodes == 0:
-        if not force:
-            raise ConfigError("--gate-episodes 0 leaves out the gate; it needs --force.")
-        print("No gate: --gate-episodes 0 --force")
-        return
-    most = max(episodes, GateSettings.most_episodes)
-    settings = GateSettings(episodes=episodes, most_episodes=most, video=config.video)
-    result = run_gate(base_alone(config), settings, folder / "gate")
-    print(f"Gate: {result.line}")
-    require_gate(result, force)
 
 
 def _base_in(arguments: list[str]) -> str:
@@ -245,26 +234,27 @@ def _eval(arguments: list[str]) -> None:
     from train.evaluate import Evaluator
     from train.policy import load_policy
     from train.provenance import provenance
+    from train.report import success_text
+    from train.video import write_videos
 
     with contextlib.redirect_stdout(sys.stderr):  # Warp and models announce themselves; --json - must stay JSON
         policy = load_policy(flags.run, flags.base, overrides(flags), flags.tolerance_mm)
         env = policy.environment(policy.config.evaluation_batch())
         print(f"Running {flags.episodes} episodes under randomization {policy.randomization} ...", flush=True)
-        summary = Evaluator(env, policy.base, policy.residual, _action(flags.action))(
-            policy.learner, flags.episodes, flags.seed
-        ).summary()
+        evaluator = Evaluator(env, policy.base, policy.residual, _action(flags.action), blind=policy.config.blind)
+        episodes = evaluator(policy.learner, flags.episodes, flags.seed)
+        summary = episodes.summary()
     record = {**summary, "policy": policy.name, "seed": flags.seed, "environment": env.describe(), **provenance()}
     text = json.dumps(record, indent=2)
     if flags.json == "-":
         print(text, flush=True)
     else:
-        for tolerance, entry in summary["success"].items():
-            print(f"success within {tolerance} mm: {entry['rate']:.1%} ({entry['low']:.1%} to {entry['high']:.1%})")
+        print(success_text(record))
     if flags.json and flags.json != "-":
         make_folders(Path(flags.json).parent)
         write_text(Path(flags.json), text + "\n")
     if flags.video:
-        print(*policy.write_video(flags.video, flags.seed), sep="\n", file=sys.stderr)
+        print(*write_videos(episodes, flags.video, flags.video_episodes), sep="\n", file=sys.stderr)
 
 
 def _model_of_run(arguments: list[str]) -> ModelOptions:
@@ -294,6 +284,8 @@ class CompareFlags:
     """Run folders with a report."""
     out: Path = Path("comparison")
     """Folder for comparison.md and comparison.png."""
+    mixed: bool = False
+    """Compare runs of different tasks, and say how they differ."""
 
 
 def _compare(arguments: list[str]) -> None:
@@ -304,7 +296,7 @@ def _compare(arguments: list[str]) -> None:
     from train.files import require_writable_folder
 
     require_writable_folder(flags.out, "--out")
-    print(compare_runs(list(flags.runs), flags.out))
+    print(compare_runs(list(flags.runs), flags.out, flags.mixed))
 
 
 def _play(arguments: list[str]) -> None:
@@ -317,7 +309,7 @@ def _play(arguments: list[str]) -> None:
     from train.policy import load_policy
 
     base = flags.base or (None if flags.run else "oracle")
-    play(load_policy(flags.run, base, overrides(flags)), flags.seed, flags.out)
+    play(load_policy(flags.run, base, overrides(flags)), flags.seed, flags.out, flags.video_episodes)
 
 
 def _gate(arguments: list[str]) -> None:

@@ -20,6 +20,7 @@ from mjx_so101.task import TaskConfig
 from policies.base import BASES, SCRIPTED, SEES_POSE
 from policies.model import ModelOptions
 from policies.residual import Residual, ResidualConfig, actor_layout
+from train.flags import require_tiles
 from train.ppo import PPOConfig
 
 OBSERVATIONS = ("state", "state25", "pixels")
@@ -51,7 +52,7 @@ class TrainConfig:
     tolerance: float = 0.005
     """Success tolerance (m) that training rewards."""
     stop_at_success: float = 0.97
-    """Stop early once this success rate is reached on the selection episodes (at the training tolerance)."""
+    """Stop early once this rate of success at the end of the selection episodes is reached, at `tolerance`."""
     eval_every: float = 0.125
     """Evaluate and checkpoint each time this share of the steps is done."""
     eval_episodes: int = 128
@@ -71,6 +72,8 @@ class TrainConfig:
     """With --obs pixels: the pictures are blank. The control of what a run learns from its pictures."""
     video: bool = True
     """Write the videos of the report."""
+    video_episodes: int = 9
+    """Episodes in each grid of the videos."""
     strict: bool = False
     """Stop at the first buffer overflow or non-finite state, instead of counting it."""
     residual: tyro.conf.OmitArgPrefixes[ResidualConfig] = dataclasses.field(default_factory=ResidualConfig)
@@ -101,6 +104,7 @@ class TrainConfig:
             raise ConfigError(f"eval_every is {self.eval_every}; give a share of the steps in (0, 1].")
         if not 0 < self.stop_at_success <= 1:
             raise ConfigError(f"stop_at_success is {self.stop_at_success}; give a rate in (0, 1].")
+        require_tiles(self.video_episodes)
         rows = self.num_envs * self.ppo.unroll
         if rows % self.ppo.minibatches:
             raise ConfigError(
@@ -251,7 +255,7 @@ PRESETS: dict[str, TrainConfig] = {
         report_episodes=1024,
         stop_at_success=0.99,
         residual=ResidualConfig(initial_std=0.3),
-        ppo=PPOConfig(unroll=16, minibatches=16, learning_rate=5e-4, final_learning_rate=5e-4),
+        ppo=PPOConfig(unroll=16, minibatches=32, learning_rate=5e-4, final_learning_rate=1e-4),
     ),
     # A model of three billion parameters gives some thousand control steps a second: few steps, each used often, and
     # few episodes in evaluations. 128 iterations of 512 x 16 steps.

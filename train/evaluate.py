@@ -5,19 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mjx_so101.env import PaperReturnEnv
+from mjx_so101.env import PaperReturnEnv, StepResult
 from mjx_so101.errors import ConfigError
 from mjx_so101.task import State
 from policies.base import BasePolicy
 from policies.residual import Learner, Residual
-from train.rollout import MEAN, Roller
+from train.rollout import MEAN, Pending, Roller
 from train.statistics import wilson_interval
 
 
@@ -28,6 +28,7 @@ class Episodes:
     succeeded: np.ndarray  # bool [episode, tolerance], held long enough at any time, and never invalid
     at_end: np.ndarray  # bool [episode, tolerance], succeeded and inside the tolerance in the last control step
     success_step: np.ndarray  # int [episode, tolerance], -1 if never
+    start_distance: np.ndarray  # m, sheet centre to goal at the start
     final_distance: np.ndarray  # m, sheet centre to goal at the end
     final_yaw: np.ndarray  # rad, rotation left at the end, absolute
     total_reward: np.ndarray  # sum of the task's reward terms up to the first success, or the end
@@ -40,6 +41,7 @@ class Episodes:
     tolerances: tuple[float, ...]  # m, of the columns of `succeeded`
     seconds: float  # wall time, compilation included
     qpos: np.ndarray | None = None  # float32 [time, batch, 9] after each control step of the first episodes
+    more: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # [time, episode, ...] that was asked for
 
     def __len__(self) -> int:
         return len(self.succeeded)
@@ -57,6 +59,7 @@ class Episodes:
             "success": success,
             "success_at_end": at_end,
             "final_distance_mm": 1000 * float(self.final_distance.mean()),
+            "median_gained_mm": 1000 * float(np.median(self.start_distance - self.final_distance)),
             "final_yaw_deg": float(np.degrees(self.final_yaw.mean())),
             "mean_return": float(self.total_reward.mean()),
             "mean_residual_rad": float(self.residual.mean()),
@@ -91,12 +94,19 @@ class Evaluator:
         mode: str = MEAN,
         noise: float = 0.0,
         blind: bool = False,
+        more: Callable[[Pending, StepResult], dict[str, jax.Array]] | None = None,
     ):
-        """env must have been built with auto_reset=False. blind: see `Roller`."""
+        """env must have been built with auto_reset=False. blind: see `Roller`. more: what else to keep of each control
+        step, each [env, ...]."""
         if env.auto_reset:
             raise ConfigError("evaluation needs PaperReturnEnv(..., auto_reset=False): episodes run full length.")
         self.env = env
-        self._roller = Roller(env, base, residual, _keep, mode=mode, noise=noise, blind=blind)
+
+        def keep(pending, transition, result):
+            del transition
+            return {**_keep(pending, result), "more": more(pending, result) if more else {}}
+
+        self._roller = Roller(env, base, residual, keep, mode=mode, noise=noise, blind=blind)
         self.base = self._roller.base
         """The base policy, bound to `env`."""
 
@@ -127,17 +137,24 @@ class Evaluator:
         if first % self.env.num_envs:
             raise ConfigError(f"first is {first}; it must be a multiple of the batch, {self.env.num_envs}.")
         begin = time.perf_counter()
-        env, parts, qpos = self.env, [], None
+        env, parts, more, qpos = self.env, [], [], None
         for start in range(first, first + episodes, env.num_envs):
             carry = self._roller.start(*episode_keys(seed, start, env.num_envs))
+            started = {"start_distance": np.asarray(_distance(env, carry.state))}  # before the carry is used up
             carry, kept = self._roller.roll(learner, carry, env.task.config.episode_steps)
             final, kept = jax.tree.map(np.asarray, (final_state(env, carry.state), kept))
             states = kept.pop("qpos")
             qpos = states[:, :episodes] if qpos is None else qpos
-            parts.append({**final, **self._measured(kept)})  # whole batches: sums round as their shapes have it
-        joined = jax.tree.map(lambda *x: np.concatenate(x)[:episodes], *parts)
-        tolerances = env.task.config.report_tolerances
-        return Episodes(**joined, tolerances=tolerances, seconds=time.perf_counter() - begin, qpos=qpos)
+            more.append(kept.pop("more"))
+            # whole batches: sums round as their shapes have it
+            parts.append({**started, **final, **self._measured(kept)})
+        return Episodes(
+            **jax.tree.map(lambda *x: np.concatenate(x)[:episodes], *parts),
+            tolerances=env.task.config.report_tolerances,
+            seconds=time.perf_counter() - begin,
+            qpos=qpos,
+            more=jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :episodes], *more),
+        )
 
     def _measured(self, kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What `Episodes` keeps [env] of what `_keep` kept [time, env]."""
@@ -149,9 +166,20 @@ class Evaluator:
         }
 
 
-def _keep(pending, transition, result) -> dict[str, jax.Array]:
+def joined(parts: Sequence[Episodes], count: int) -> Episodes:
+    """The first `count` episodes of parts that follow one another; `qpos` is that of the first part."""
+    values = {}
+    for field in dataclasses.fields(Episodes):
+        if field.name not in ("tolerances", "seconds", "qpos", "more"):
+            values[field.name] = np.concatenate([getattr(part, field.name) for part in parts])[:count]
+    more = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :count], *[part.more for part in parts])
+    seconds, qpos = sum(part.seconds for part in parts), parts[0].qpos
+    qpos = None if qpos is None else qpos[:, :count]
+    return Episodes(**values, tolerances=parts[0].tolerances, seconds=seconds, qpos=qpos, more=more)
+
+
+def _keep(pending: Pending, result: StepResult) -> dict[str, jax.Array]:
     """What an evaluation keeps of each control step, each [env, ...]."""
-    del transition
     task_reward = sum(v for k, v in result.terms.items() if not k.startswith("residual_"))
     return {
         "reward": jnp.where(result.last.succeeded[:, 0] & ~result.success, 0.0, task_reward),
@@ -176,6 +204,11 @@ def episode_keys(seed: int, first: int, count: int) -> tuple[jax.Array, jax.Arra
     return jax.random.fold_in(root, _BATCH + first), keys
 
 
+def _distance(env: PaperReturnEnv, state: State) -> jax.Array:
+    """[env] from the sheet's centre to its goal (m)."""
+    return jnp.linalg.norm(jax.vmap(env.task.geometry.translation_left)(state.physics.qpos[:, 6:]), axis=-1)
+
+
 def final_state(env: PaperReturnEnv, state: State) -> dict[str, jax.Array]:
     """What `Episodes` keeps of the last state of a batch, each [env, ...]."""
     geometry, sheet = env.task.geometry, state.physics.qpos[:, 6:]
@@ -185,7 +218,7 @@ def final_state(env: PaperReturnEnv, state: State) -> dict[str, jax.Array]:
         "succeeded": succeeded,
         "at_end": succeeded & (over <= jnp.asarray(env.task.config.report_tolerances)),
         "success_step": jnp.where(succeeded, state.success_step[:, 1:], -1),
-        "final_distance": jnp.linalg.norm(jax.vmap(geometry.translation_left)(sheet), axis=-1),
+        "final_distance": _distance(env, state),
         "final_yaw": jnp.abs(jax.vmap(geometry.rotation_left)(sheet)),
         "invalid": state.invalid,
     }

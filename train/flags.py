@@ -11,6 +11,7 @@ from typing import Any
 
 import tyro
 
+from mjx_so101.errors import ConfigError
 from policies.model import ModelOptions
 
 
@@ -42,7 +43,12 @@ class EvalFlags:
     json: str | None = None
     """File for the JSON, or - for standard output."""
     video: Path | None = None
-    """Folder for grid.mp4 and episode.mp4."""
+    """Folder for episode.mp4, grid.mp4 and failures.mp4, all of episodes that were counted."""
+    video_episodes: int = 9
+    """Episodes in each grid."""
+
+    def __post_init__(self) -> None:
+        require_tiles(self.video_episodes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +67,18 @@ class PlayFlags:
     seed: int = 0
     model: tyro.conf.OmitArgPrefixes[ModelOptions] = dataclasses.field(default_factory=ModelOptions)
     out: Path = Path("play")
-    """Folder for the video where there is no display."""
+    """Folder for the videos where there is no display."""
+    video_episodes: int = 9
+    """Episodes in the grid."""
+
+    def __post_init__(self) -> None:
+        require_tiles(self.video_episodes)
+
+
+def require_tiles(video_episodes: int) -> None:
+    """Raise ConfigError unless a grid of that many episodes can be drawn."""
+    if not 1 <= video_episodes <= 100:
+        raise ConfigError(f"video_episodes is {video_episodes}; give 1 to 100 (train and gate: --no-video for none).")
 
 
 def overrides(flags: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """`so101 gate`: is a frozen base policy worth training on? Seeded episodes at alpha 0, checks, and a verdict.
 
-The verdict is the success rate of the base alone: STOP below 5 %, PROCEED above 20 %, CAUTION from one to the other.
-While the Wilson interval of the rate holds a threshold, more episodes are run, twice as many each time; the interval
-does not know that it was looked at more than once, which makes it a little too narrow.
+The verdict (train.gate_verdict) comes from rates of the base alone. While their Wilson intervals leave it open, more
+episodes are run, twice as many each time; the intervals do not know that they were looked at more than once, which
+makes them a little too narrow.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from mjx_so101.errors import ConfigError
 from policies.model import ModelOptions
 from policies.residual import Residual, ResidualConfig
 from train import gate_report
-from train.flags import overrides
+from train.flags import overrides, require_tiles
 from train.gate_trial import Trial, check_joints, measure_actions, training_range
+from train.gate_verdict import CAUTION, NEAR_MM, PROCEED, STOP, Verdict, verdict
+from train.outcomes import line, outcomes, table
 from train.policy import Policy, load_policy
 from train.provenance import provenance
+from train.report import task_of
 from train.run_folder import new_folder, prepare_folder
-from train.statistics import wilson_interval
 
-STOP, CAUTION, PROCEED = "STOP", "CAUTION", "PROCEED"
-STOP_BELOW, PROCEED_ABOVE = 0.05, 0.20
 EXIT_STATUS = {PROCEED: 0, CAUTION: 0, STOP: 3}
 """Of `so101 gate`; a bad flag ends with 2, as everywhere."""
 
@@ -43,22 +43,29 @@ class GateSettings:
     most_episodes: int = 1024
     """While the verdict is undecided, episodes are doubled up to this many."""
     seed: int = 0
-    """Episode i of a seed is that of `so101 eval`, whatever the batch size."""
+    """Episode i of a seed is that of `so101 eval`."""
     verdict_tolerance_mm: float = 5.0
     """Success within this many mm decides the verdict."""
-    num_envs: int = 128
-    """Most episodes simulated at once; the first ones are split in two batches, to time one without compilation."""
+    eval_batch: int = 0
+    """Episodes simulated at once; 0: 128, and for a base that runs a model no more than `episodes`, because each of
+    them costs inferences. On native, episodes are those of `so101 eval` bit for bit if its batch is the same."""
     expected_brightness: tuple[float, ...] = ()
     """Mean grey level (0-255) of the training data's pictures, in the order of the cameras; 30 off is a warning."""
     frames: bool = True
     """Save sample frames of what the cameras see."""
     video: bool = True
-    """Write grid.mp4 and episode.mp4."""
+    """Write episode.mp4, grid.mp4 and failures.mp4."""
+    video_episodes: int = 9
+    """Episodes in each grid."""
+    strict: bool = False
+    """Stop at the first episode in which the base asks for a target that is not finite, instead of counting it."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "num_envs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.episodes < 1:
+            raise ConfigError(f"episodes is {self.episodes}; it must be at least 1.")
+        if self.eval_batch < 0:
+            raise ConfigError(f"eval_batch is {self.eval_batch}; give at least 1 episode, or 0 for the default.")
+        require_tiles(self.video_episodes)
         if self.most_episodes < self.episodes:
             raise ConfigError(
                 f"most_episodes is {self.most_episodes}; it must be at least episodes ({self.episodes}): raise it, or "
@@ -91,57 +98,6 @@ class GateFlags:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What a success rate says about training on the base policy."""
-
-    name: str
-    """STOP, CAUTION or PROCEED: that of the rate."""
-    between: tuple[str, str]
-    """The verdicts at the two ends of the rate's 95 % interval."""
-    rate: float
-    low: float
-    high: float
-    episodes: int
-    suggested_alpha: float
-    advice: tuple[str, ...]
-    """What to try."""
-
-    @property
-    def decided(self) -> bool:
-        """Whether the whole interval says the same."""
-        return self.between[0] == self.between[1]
-
-    @property
-    def text(self) -> str:
-        """The verdict in a few words."""
-        return self.name if self.decided else f"{self.name}, undecided between {' and '.join(self.between)}"
-
-
-_MEANING = {
-    STOP: "The base hardly ever solves the task, so training would seldom meet the success it should learn from. Fix "
-    "the base first; `so101 train --force` trains on it all the same.",
-    CAUTION: "The base solves the task now and then. Train, but look at the first evaluations before a long run.",
-    PROCEED: "The base solves the task often enough to train a residual on it.",
-}
-
-
-def verdict(successes: int, episodes: int) -> Verdict:
-    """The verdict on `successes` of `episodes`. Raises ValueError unless 0 <= successes <= episodes, episodes >= 1."""
-    low, high = wilson_interval(successes, episodes)
-    rate = successes / episodes
-    name, between = _name_of(rate), (_name_of(low), _name_of(high))
-    alpha = 0.7 if rate < 0.20 else 0.5 if rate <= 0.30 else 0.3
-    advice = [_MEANING[name]]
-    if between[0] != between[1]:
-        advice.append(f"{episodes} episodes do not decide between {' and '.join(between)}: raise --most-episodes.")
-    return Verdict(name, between, rate, low, high, episodes, alpha, tuple(advice))
-
-
-def _name_of(rate: float) -> str:
-    return STOP if rate < STOP_BELOW else PROCEED if rate > PROCEED_ABOVE else CAUTION
-
-
-@dataclasses.dataclass(frozen=True)
 class GateResult:
     """What the gate found; `report` is the content of report.json."""
 
@@ -154,8 +110,8 @@ class GateResult:
         """The result in one line."""
         v, within = self.verdict, f"{self.report['verdict']['tolerance_mm']:g} mm"
         return (
-            f"{v.text}: {v.rate:.1%} ({v.low:.1%}-{v.high:.1%}) of {v.episodes} episodes within {within}; "
-            f"suggested --alpha {v.suggested_alpha}"
+            f"{v.text}: {v.success} of {v.episodes} episodes within {within}; {v.progress}; suggested --alpha "
+            f"{v.suggested_alpha}"
         )
 
 
@@ -163,30 +119,36 @@ def run_gate(policy: Policy, settings: GateSettings, out: Path) -> GateResult:
     """Judge the base of `policy` alone and write report.json, report.md, frames.png and videos into the new folder.
 
     Raises ConfigError for a folder that is not empty or pictures that are not those of `settings`, HealthError for a
-    base whose joints or pictures cannot be real or whose targets are not finite.
+    base whose joints or pictures cannot be real, or if strict for targets that are not finite.
     """
     out = prepare_folder(out)
     try:
         policy = _without_residual(policy, settings.verdict_tolerance_mm)
-        trial = Trial(policy, min(settings.num_envs, math.ceil(settings.episodes / 2)), settings.seed)
+        most = 128 if policy.base.jittable else min(128, settings.episodes)
+        batch = settings.eval_batch or policy.config.eval_batch or most
+        trial = Trial(policy, batch, settings.seed, settings.strict)
         known = training_range(trial.base)
         check_joints(trial.env.observe(trial.start).joint_pos)
         views = gate_report.Views(trial.base, trial.env, settings.expected_brightness)
         views.check(trial.start)
-        judged = _judge(trial, settings)
+        judged = _judge(trial, settings, policy.base.name)
     except BaseException:
         if not any(out.iterdir()):
             out.rmdir()  # leave no empty folder behind
         raise
     limits = (trial.env.task.kinematics.lower, trial.env.task.kinematics.upper)
+    episodes = trial.episodes()
     report = {
         **provenance(),
         "base": policy.base.name,
         "note": policy.base.note,
         "model": trial.model(),
+        "saw": {"base": list(policy.base.sees)},
         "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
         "environment": trial.env.describe(),
-        "results": trial.episodes().summary(),
+        "task": task_of(trial.env, trial.count, settings.seed),
+        "results": episodes.summary(),
+        "episodes": outcomes(episodes),
         "actions": measure_actions(trial.targets(), limits, known),
         "speed": trial.speed(),
         **views.measure(trial.moments(), out / "frames.png" if settings.frames else None),
@@ -196,13 +158,13 @@ def run_gate(policy: Policy, settings: GateSettings, out: Path) -> GateResult:
         judged, advice=(*gate_report.advice(report, settings.verdict_tolerance_mm), *judged.advice)
     )
     report["verdict"] = {
-        **dataclasses.asdict(judged), "text": judged.text, "decided": judged.decided,
+        **dataclasses.asdict(judged), "text": judged.text, "decided": judged.decided, "progress": judged.progress,
         "tolerance_mm": settings.verdict_tolerance_mm,
     }  # fmt: skip
     result = GateResult(judged, json.loads(json.dumps(report)), out)
     gate_report.write(result.report, out)
     if settings.video:  # last, because nothing else must be lost if they fail
-        gate_report.add_videos(result.report, policy, settings.seed, out)
+        gate_report.add_videos(result.report, episodes, out, settings.video_episodes)
         gate_report.write(result.report, out)
     return result
 
@@ -228,22 +190,25 @@ def gate_main(flags: GateFlags) -> int:
 
 
 def _without_residual(policy: Policy, tolerance_mm: float) -> Policy:
-    """The policy without its residual and pictures of it, with the verdict's tolerance among those evaluated."""
+    """The policy without its residual and pictures of it, with the verdict's tolerances among those evaluated."""
     residual = Residual(ResidualConfig(alpha=0.0), policy.base.num_features)
     tolerances = policy.tolerances
-    if not any(math.isclose(1000 * tolerance, tolerance_mm) for tolerance in tolerances):
-        tolerances = tuple(sorted((*tolerances, tolerance_mm / 1000)))
+    for mm in (tolerance_mm, NEAR_MM):
+        if not any(math.isclose(1000 * tolerance, mm) for tolerance in tolerances):
+            tolerances = tuple(sorted((*tolerances, mm / 1000)))
     learner = residual.init(jax.random.PRNGKey(0))
     return dataclasses.replace(policy, residual=residual, learner=learner, tolerances=tolerances)
 
 
-def _judge(trial: Trial, settings: GateSettings) -> Verdict:
-    """Run episodes until the verdict is decided or there are no more to run."""
-    trial.run(settings.episodes)
+def _judge(trial: Trial, settings: GateSettings, base: str = "") -> Verdict:
+    """Run episodes until the verdict is decided or there are no more to run; prints a line for each."""
+    said, more = 0, settings.episodes
     while True:
-        judged = verdict(trial.successes(settings.verdict_tolerance_mm), trial.count)
+        trial.run(more)
+        rows = outcomes(trial.episodes(), said)
+        print(table(rows) if said == 0 else "\n".join(map(line, rows)))
+        judged, said = verdict(trial.counts(settings.verdict_tolerance_mm), base), trial.count
         if judged.decided or trial.count >= settings.most_episodes:
             return judged
         more = min(2 * trial.count, settings.most_episodes)
-        print(f"{judged.text} after {trial.count} episodes ({judged.rate:.1%}); going on to {more}", file=sys.stderr)
-        trial.run(more)
+        print(f"{judged.text} after {trial.count} episodes ({judged.success}); going on to {more}", file=sys.stderr)

@@ -16,10 +16,14 @@ from mjx_so101.render.sheet import contact_sheet, save_png
 from mjx_so101.scene import CAMERAS
 from mjx_so101.task import State
 from policies.base import BasePolicy
+from train.evaluate import Episodes
 from train.files import write_text
 from train.gate_trial import JUMP
-from train.policy import Policy
+from train.gate_verdict import GAINED_SHARE, NEAR_SHARE, PROCEED_ABOVE, STOP_BELOW
+from train.outcomes import table
 from train.provenance import commit_in_words
+from train.report import TRUE_POSE, faults, rate, video_links
+from train.video import write_videos
 
 BRIGHTNESS_OFF = 30.0
 """Grey levels (of 255) between pictures and training data that are worth a warning."""
@@ -166,9 +170,18 @@ def advice(report: dict[str, Any], verdict_tolerance_mm: float) -> list[str]:
         )
     if actions["moved_rad"] < 0.01:
         lines.append("The base does not move the arm: check its state, pictures, instruction and statistics.")
-    bad = results["nonfinite_episodes"] + results["overflow_episodes"]
-    if bad:
-        lines.append(f"The simulation failed in {bad} episodes (NaN or a full buffer): their results count for little.")
+    if results["bad_target_episodes"]:
+        lines.append(
+            f"The base asked for targets that are not finite in {results['bad_target_episodes']} of "
+            f"{results['episodes']} episodes, first for {actions['first_bad_target']}: they count as invalid, which is "
+            "no success. Check the weights, the number format and the statistics of the base policy."
+        )
+    failed = results["nonfinite_episodes"] - results["bad_target_episodes"]
+    if failed + results["overflow_episodes"]:
+        lines.append(
+            f"The simulation failed in {failed} episodes (NaN) and had a full buffer in "
+            f"{results['overflow_episodes']}: their results count for little."
+        )
     rates = {float(mm): entry["rate"] for mm, entry in results["success"].items()}
     loosest, rate = max(rates), rates[min(rates, key=lambda mm: abs(mm - verdict_tolerance_mm))]
     if loosest > verdict_tolerance_mm and rates[loosest] >= rate + 0.2:
@@ -187,10 +200,10 @@ def write(report: dict[str, Any], out: Path) -> None:
     write_text(out / "report.md", markdown(report))
 
 
-def add_videos(report: dict[str, Any], policy: Policy, seed: int, out: Path) -> None:
-    """Write the videos into `out` and name them in `report`, or say why there are none."""
+def add_videos(report: dict[str, Any], episodes: Episodes, out: Path, tiles: int) -> None:
+    """Write the videos of `episodes` into `out` and name them in `report`, or say why there are none."""
     try:
-        report["videos"] = [path.name for path in policy.write_video(out, seed)]
+        report["videos"] = [path.name for path in write_videos(episodes, out, tiles)]
     except ConfigError as error:
         report["without_videos"] = str(error)
         print(f"No videos: {error}")
@@ -202,32 +215,36 @@ def markdown(report: dict[str, Any]) -> str:
     parts = [
         f"# Gate of {report['base']}: {v['text']}",
         *([f"**{report['note']}**"] if report["note"] else []),
-        f"The frozen base policy alone (alpha 0) solved **{v['rate']:.1%}** of {v['episodes']} episodes within "
-        f"{v['tolerance_mm']:g} mm (95 % Wilson interval {v['low']:.1%} to {v['high']:.1%}). Below 5 % is STOP, above "
-        f"20 % PROCEED, CAUTION from one to the other. Suggested `--alpha {v['suggested_alpha']}`.",
+        f"The frozen base policy alone (alpha 0) solved **{rate(v['success'])}** of {v['episodes']} episodes within "
+        f"{v['tolerance_mm']:g} mm; {v['progress']} (95 % Wilson intervals). Above {PROCEED_ABOVE:.0%} is PROCEED. "
+        f"Below {STOP_BELOW:.0%} is STOP, unless there is progress ({NEAR_SHARE:.0%} of the one or "
+        f"{GAINED_SHARE:.0%} of the other): CAUTION, as all others. Suggested `--alpha {v['suggested_alpha']}`.",
+        f"The base sees {', '.join(report['saw']['base']) or 'nothing'}"
+        + (f" ({TRUE_POSE})." if "sheet_pose" in report["saw"]["base"] else "."),
         "\n".join(["## What to try", "", *(f"- {line}" for line in v["advice"])]),
-        "## Success\n\n" + _table(
-            ["tolerance", "success", "95 % interval", "median steps"],
+        "## Success\n\n" + _rows(
+            ["tolerance", "success", "at the end", "median steps"],
             [
-                [f"{mm} mm", f"{e['rate']:.1%}", _percent(e["low"], e["high"]), _number(e["median_steps"], ".0f")]
+                [f"{mm} mm", rate(e), rate(results["success_at_end"][mm]), _number(e["median_steps"], ".0f")]
                 for mm, e in results["success"].items()
             ],
         ),
         f"At the end the sheet's centre is {results['final_distance_mm']:.1f} mm from the goal and turned by "
-        f"{results['final_yaw_deg']:.1f} degrees (means). NaN in {results['nonfinite_episodes']} episodes, full "
-        f"buffers in {results['overflow_episodes']}.",
+        f"{results['final_yaw_deg']:.1f} degrees (means), and {results['median_gained_mm']:.1f} mm nearer than at the "
+        f"start (median). Episodes with faults: {faults(results)}.",
         _actions(report["actions"]),
         _speed(report["speed"]),
         _pictures(report),
         "## How it was run\n\n"
         f"Command `{report['command']}`, {commit_in_words(report)}, {report['device']}, physics {env['physics']}, "
         f"randomization {env['randomization']['name']}, {env['sheet_friction']} sheet, seed "
-        f"{report['settings']['seed']}.",
+        f"{report['settings']['seed']}, {report['speed']['batch']} episodes at once.",
+        f"## Episodes\n\n{table(report['episodes'])}",
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def _rows(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
@@ -235,12 +252,8 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _percent(low: float, high: float) -> str:
-    return f"{low:.1%} to {high:.1%}"
-
-
-def _span(pair: list[float] | None) -> str:
-    return "-" if pair is None else f"{pair[0]:.2f} to {pair[1]:.2f}"
+def _span(pair: list[float] | list[None] | None) -> str:
+    return "-" if pair is None or pair[0] is None else f"{pair[0]:.2f} to {pair[1]:.2f}"
 
 
 def _actions(actions: dict[str, Any]) -> str:
@@ -251,7 +264,7 @@ def _actions(actions: dict[str, Any]) -> str:
     ]  # fmt: skip
     head = ["joint", "targets, rad", "1st to 99th percentile", "limits", "clipped", "training data", "outside it"]
     return (
-        f"## Joint targets\n\n{_table(head, rows)}\n\n{actions['clipped']:.1%} of all targets lie outside the joint "
+        f"## Joint targets\n\n{_rows(head, rows)}\n\n{actions['clipped']:.1%} of all targets lie outside the joint "
         f"limits and were clipped ({actions['steps_clipped']:.1%} of the steps have one); a target jumps by more than "
         f"{JUMP} rad in {actions['jumps']:.1%} of the steps."
     )
@@ -294,5 +307,5 @@ def _pictures(report: dict[str, Any]) -> str:
         lines.append(f"One episode a row: start, middle, end.\n\n![sample frames]({report['frames']})")
     else:
         lines.append(f"No sample frames: {report['without_frames']}.")
-    lines += [f"\nVideo: [{name}]({name})" for name in report["videos"]]
+    lines += video_links(report["videos"])
     return "\n".join(lines)

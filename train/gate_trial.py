@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mjx_so101.env import StepResult
 from mjx_so101.errors import ConfigError, HealthError
 from mjx_so101.scene import JOINTS
 from mjx_so101.task import State
 from policies.base import BasePolicy
-from train.evaluate import Episodes, episode_keys, final_state
+from train.evaluate import Episodes, Evaluator, episode_keys, joined
+from train.gate_verdict import GAINED_MM, NEAR_MM, Counts
 from train.policy import Policy
-from train.rollout import BASE, Roller
+from train.rollout import BASE, Pending
 
 JUMP = 0.5
 """A target that changes by more than this (rad) from one control step to the next is called a jump."""
@@ -27,83 +28,62 @@ _SLACK = 1e-4  # rad beyond a limit that is rounding
 class Trial:
     """Episodes of the base of a policy; those run later go on where the earlier ones ended."""
 
-    def __init__(self, policy: Policy, num_envs: int, seed: int):
-        """num_envs: episodes in a batch. The policy's residual is not asked (mode 'base')."""
-        self.env = policy.environment(num_envs)
+    def __init__(self, policy: Policy, batch: int, seed: int, strict: bool = False):
+        """batch: episodes simulated at once. strict: refuse targets that are not finite, instead of counting them."""
+        self.env = policy.environment(batch)
         self.count = 0
-        self._learner, self._seed = policy.learner, seed
-        self._roller = Roller(self.env, policy.base, policy.residual, _keep, mode=BASE)
-        self.base = self._roller.base
+        self._learner, self._seed, self._strict = policy.learner, seed, strict
+        self._evaluate = Evaluator(self.env, policy.base, policy.residual, mode=BASE, more=_targets)
+        self.base = self._evaluate.base
         """The base policy, bound to `env`."""
-        self._final: list[dict[str, np.ndarray]] = []  # of each batch, [env, ...]
-        self._kept: list[dict[str, np.ndarray]] = []  # of each batch, [time, env, ...]
-        self._seconds: list[float] = []
-        self.start: State = self.env.reset(episode_keys(seed, 0, num_envs)[1])
+        self._parts: list[Episodes] = []  # whole batches
+        self.start: State = self.env.reset(episode_keys(seed, 0, batch)[1])
         """How the episodes of the first batch start."""
 
     def run(self, episodes: int) -> None:
-        """Go on until there are `episodes`. Raises HealthError for a target that is not finite."""
-        while self.count < episodes:
-            begin, fresh = time.perf_counter(), min(self.env.num_envs, episodes - self.count)
-            carry = self._roller.start(*episode_keys(self._seed, self.count, self.env.num_envs))
-            carry, kept = self._roller.roll(self._learner, carry, self.env.task.config.episode_steps)
-            final, kept = jax.tree.map(np.asarray, (final_state(self.env, carry.state), kept))
-            self._seconds.append(time.perf_counter() - begin)
-            self._check_targets(kept["target"][:, :fresh])
-            self._final.append(jax.tree.map(lambda x, n=fresh: x[:n], final))
-            self._kept.append(jax.tree.map(lambda x, n=fresh: x[:, :n], kept))
-            self.count += fresh
-
-    def _check_targets(self, targets: np.ndarray) -> None:
-        bad = ~np.isfinite(targets)
-        if bad.any():
-            step, env, joint = np.argwhere(bad)[0]
+        """Go on until there are `episodes`. Raises HealthError for a target that is not finite, if strict."""
+        batch = self.env.num_envs
+        while len(self._parts) * batch < episodes:
+            self._parts.append(self._evaluate(self._learner, batch, self._seed, first=len(self._parts) * batch))
+        self.count = episodes
+        if self._strict and (bad := first_bad_target(self.targets())):
             raise HealthError(
-                f"base {self.base.name!r} asks for {targets[step, env, joint]} rad of {JOINTS[joint]} in step {step} "
-                f"of episode {self.count + env}; targets must be finite, and those of {bad.any(2).mean():.1%} of the "
-                "steps are not. Check the weights, the number format and the statistics of the base policy."
+                f"base {self.base.name!r} asks for {bad}; targets must be finite. Check the weights, the number format "
+                "and the statistics of the base policy, or leave out --strict to count such episodes as invalid."
             )
+
+    def episodes(self) -> Episodes:
+        """All of them, as `Evaluator` gives them; `qpos` is that of the first batch."""
+        return joined(self._parts, self.count)
 
     def targets(self) -> np.ndarray:
         """[time, episode, 6] what the base asked for (rad), before the clip to the joint limits."""
-        return self._joined("target")
+        return self.episodes().more["target"]
 
-    def _joined(self, name: str) -> np.ndarray:
-        return np.concatenate([kept[name] for kept in self._kept], axis=1)
-
-    def episodes(self) -> Episodes:
-        """The same record as that of `Evaluator`."""
-        final = jax.tree.map(lambda *x: np.concatenate(x), *self._final)
-        return Episodes(
-            **final,
-            total_reward=self._joined("reward").sum(0),
-            residual=np.zeros(self.count),
-            residual_rms=np.zeros(self.count),
-            bad_target=self._joined("bad_target").any(0),
-            nonfinite=self._joined("nonfinite").any(0),
-            overflow=self._joined("overflow").any(0),
-            tolerances=self.env.task.config.report_tolerances,
-            seconds=sum(self._seconds),
+    def counts(self, tolerance_mm: float) -> Counts:
+        """What the verdict asks for; both tolerance_mm and NEAR_MM are among those evaluated."""
+        episodes = self.episodes()
+        mm = [1000 * tolerance for tolerance in episodes.tolerances]
+        solved, near = (
+            episodes.succeeded[:, [math.isclose(value, wanted) for value in mm].index(True)]
+            for wanted in (tolerance_mm, NEAR_MM)
         )
-
-    def successes(self, tolerance_mm: float) -> int:
-        """Episodes solved within a tolerance that is evaluated."""
-        mm = [1000 * tolerance for tolerance in self.env.task.config.report_tolerances]
-        column = [math.isclose(value, tolerance_mm) for value in mm].index(True)
-        return int(sum(final["succeeded"][:, column].sum() for final in self._final))
+        gained = (1000 * (episodes.start_distance - episodes.final_distance) >= GAINED_MM) & ~episodes.invalid
+        return Counts(self.count, int(solved.sum()), int(near.sum()), int(gained.sum()))
 
     def speed(self) -> dict[str, Any]:
         """Control steps a second, without the first batch, which compiles, if there is another; and the base
         policy's own count of its inferences, if it keeps one (`inference_stats`)."""
-        timed = self._seconds[1:] or self._seconds
+        seconds = [part.seconds for part in self._parts]
+        timed = seconds[1:] or seconds
         rounds = len(timed) * self.env.task.config.episode_steps
         stats = getattr(self.base, "inference_stats", None)
         return {
-            "seconds": sum(self._seconds),
+            "seconds": sum(seconds),
             "batch": self.env.num_envs,
             "control_steps_per_second": rounds * self.env.num_envs / sum(timed),
             "seconds_per_batch_step": sum(timed) / rounds,
-            "with_compilation": len(self._seconds) == 1,
+            "with_compilation": len(seconds) == 1,
             "inference": _inference(stats()) if stats else None,
         }
 
@@ -114,21 +94,23 @@ class Trial:
 
     def moments(self) -> list[State]:
         """States of the first batch at the start, in the middle and at the end of its episodes."""
-        qpos = self._kept[0]["qpos"]
+        qpos = self._parts[0].qpos
         later = [self.start.physics.replace(qpos=jnp.asarray(qpos[t])) for t in (len(qpos) // 2, len(qpos) - 1)]
         return [self.start, *(self.start.replace(physics=physics) for physics in later)]
 
 
-def _keep(pending, transition, result) -> dict[str, jax.Array]:
-    del transition
-    return {
-        "target": pending.base_target,
-        "qpos": result.last.physics.qpos,
-        "reward": jnp.where(result.last.succeeded[:, 0] & ~result.success, 0.0, result.reward),
-        "bad_target": result.last.bad_target,
-        "nonfinite": result.last.nonfinite,
-        "overflow": result.last.physics.overflow != 0,
-    }
+def _targets(pending: Pending, result: StepResult) -> dict[str, jax.Array]:
+    del result
+    return {"target": pending.base_target}
+
+
+def first_bad_target(targets: np.ndarray) -> str | None:
+    """The first of targets [time, episode, 6] that is not finite, in words."""
+    bad = ~np.isfinite(targets)
+    if not bad.any():
+        return None
+    episode, step, joint = np.argwhere(bad.swapaxes(0, 1))[0]
+    return f"{targets[step, episode, joint]} rad of {JOINTS[joint]} in step {step} of episode {episode}"
 
 
 def _inference(stats: dict[str, float]) -> dict[str, float | None]:
@@ -167,31 +149,38 @@ def measure_actions(
     targets: np.ndarray, limits: Sequence[np.ndarray], known: np.ndarray | None = None
 ) -> dict[str, Any]:
     """How targets [time, episode, 6] (rad) lie in the joint limits and in the range of the base's training data.
+    Targets that are not finite count for nothing but 'first_bad_target'.
 
     limits: low [6] and high [6]. known: what `training_range` gives. Shares are of all targets of a joint, of all
     targets ('clipped', 'outside_training'), or of the steps ('jumps'); 'moved_rad' is the widest range of a joint in
     an episode.
     """
     low, high = limits
+    bad = first_bad_target(targets)
+    finite = np.isfinite(targets)
+    targets = np.where(finite, targets, np.nan)  # is neither below nor above anything
     outside = (targets < low - _SLACK) | (targets > high + _SLACK)
     unusual = None
     if known is not None:
         unusual = (targets < known[0] - _SLACK) | (targets > known[1] + _SLACK)
-    lowest, p1, p99, highest = np.percentile(targets, (0, 1, 99, 100), axis=(0, 1))
     joints = {}
     for j, name in enumerate(JOINTS):
+        asked = targets[..., j][finite[..., j]]
+        spread = np.percentile(asked, (0, 1, 99, 100)).tolist() if asked.size else [None] * 4
         joints[name] = {
             "limits": [float(low[j]), float(high[j])],
-            "min": float(lowest[j]), "p1": float(p1[j]), "p99": float(p99[j]), "max": float(highest[j]),
+            **dict(zip(("min", "p1", "p99", "max"), spread, strict=True)),
             "clipped": float(outside[..., j].mean()),
             "training_range": None if known is None else known[:, j].tolist(),
             "outside_training": None if unusual is None else float(unusual[..., j].mean()),
-        }  # fmt: skip
+        }
+    moved = np.max(targets, 0, where=finite, initial=-np.inf) - np.min(targets, 0, where=finite, initial=np.inf)
     return {
         "joints": joints,
+        "first_bad_target": bad,
         "clipped": float(outside.mean()),
         "steps_clipped": float(outside.any(2).mean()),
         "outside_training": None if unusual is None else float(unusual.mean()),
         "jumps": float((np.abs(np.diff(targets, axis=0)) > JUMP).any(2).mean()) if len(targets) > 1 else 0.0,
-        "moved_rad": float(np.ptp(targets, axis=0).max()),
+        "moved_rad": max(0.0, float(moved.max())),
     }

@@ -14,11 +14,11 @@ from train.policy import Policy
 from train.rollout import MEAN, Roller
 
 
-def play(policy: Policy, seed: int, out: Path) -> None:
-    """Show `policy`: live in the viewer until its window closes, or as a video in folder `out`."""
+def play(policy: Policy, seed: int, out: Path, video_episodes: int = 9) -> None:
+    """Show `policy`: live in the viewer until its window closes, or as videos of some episodes in folder `out`."""
     if not os.environ.get("DISPLAY"):
         print("No display found (DISPLAY is not set), so writing a video instead.")
-        print(*policy.write_video(out, seed), sep="\n")
+        print(*policy.write_video(out, seed, video_episodes), sep="\n")
         return
     _view(policy, seed)
 
@@ -28,7 +28,7 @@ def _view(policy: Policy, seed: int) -> None:
     import mujoco.viewer
 
     env = policy.environment(1)
-    roller = Roller(env, policy.base, policy.residual, lambda *_: np.zeros(()), mode=MEAN)
+    roller = Roller(env, policy.base, policy.residual, lambda *_: np.zeros(()), mode=MEAN, blind=policy.config.blind)
     model = load_model(SceneConfig())
     data = mujoco.MjData(model)
     episode, period = 0, 1 / env.scene.control_hz

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import CheckpointError, ConfigError
@@ -16,8 +15,8 @@ from policies.model import OF_THE_MACHINE
 from policies.residual import Learner, Residual
 from train import checkpoint
 from train.config import TrainConfig
+from train.evaluate import Evaluator
 from train.loop import REPORT_SEED, comparable
-from train.report import record_episodes
 from train.run_folder import saved_config
 from train.video import write_videos
 
@@ -46,12 +45,9 @@ class Policy:
         return self.config.environment(num_envs, training=False, report_tolerances=self.tolerances)
 
     def write_video(self, folder: Path, seed: int = REPORT_SEED, episodes: int = 9) -> list[Path]:
-        """Play episodes and write grid.mp4 and episode.mp4 into `folder`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        env = self.environment(episodes)
-        qpos, success = record_episodes(env, self.base, self.residual, self.learner, seed)
-        return write_videos(qpos, folder, large_episode=int(np.argmax(success)))
+        """Run `episodes` episodes and write their videos into `folder`, see `train.video.write_videos`."""
+        evaluator = Evaluator(self.environment(episodes), self.base, self.residual, blind=self.config.blind)
+        return write_videos(evaluator(self.learner, episodes, seed), folder, episodes)
 
 
 def load_policy(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from ctypes.util import find_library
@@ -86,6 +87,14 @@ def randomization(folder, **ranges) -> Path:
         ("compare nowhere --out /proc/x", ["--out /proc/x cannot be written"]),
         ("train --out /proc/x", ["/proc/x", "cannot be made"]),
         ("train --eval-every 0", ["eval_every is 0"]),
+        ("train --alpha maybe", ["alpha is 'maybe'", "auto"]),
+        ("train --alpha -1", ["alpha is -1.0"]),
+        ("train --alpha auto --resume somewhere", ["--alpha auto with --resume", "leave --alpha out"]),
+        ("train --alpha auto --gate-episodes 0 --force", ["--alpha auto asks the gate", "--gate-episodes 0"]),
+        ("train --video-episodes 0", ["video_episodes is 0", "1 to 100"]),
+        ("eval --base zero --video-episodes 101", ["video_episodes is 101", "1 to 100"]),
+        ("play --base zero --video-episodes 0", ["video_episodes is 0"]),
+        ("gate --base zero --video-episodes 0", ["video_episodes is 0"]),
         ("train --stop-at-success 1.5", ["stop_at_success is 1.5"]),
         ("train --preset gpu-groot", ["--preset gpu-groot", "no GPU", "--preset cpu"]),
         ("train --preset gpu", ["--preset gpu", "no GPU", "--preset cpu", "pip install", "so101 doctor"]),
@@ -285,6 +294,13 @@ def test_eval_of_a_run_gives_the_numbers_of_its_report(tiny_run, tiny_report, tm
     assert f"success within 5 mm: {reported['success']['5']['rate']:.1%}" in capsys.readouterr().out
 
 
+def test_eval_says_what_it_evaluated(tiny_run, capsys):
+    main(["eval", "--run", str(tiny_run), "--episodes", "3", "--seed", "7"])
+    printed = capsys.readouterr().out
+    assert re.search(r"success within 5 mm: [0-9.]+% \([0-9.]+%-[0-9.]+%\); at the end [0-9.]+% \(", printed)
+    assert "3 episodes of seed 7, randomization plain, dry sheet, physics native, 6 episodes at once" in printed
+
+
 def test_eval_does_not_lose_its_result_for_want_of_a_folder(tmp_path, monkeypatch, capsys):
     """The folder of --json is made, or refused before the episodes are run."""
     from train import evaluate
@@ -300,7 +316,8 @@ def test_eval_does_not_lose_its_result_for_want_of_a_folder(tmp_path, monkeypatc
             return self
 
         def summary(self):
-            return {"episodes": 2, "success": {}}
+            kinds = ("invalid", "bad_target", "nonfinite", "overflow")
+            return {"episodes": 2, "success": {}, **{f"{kind}_episodes": 0 for kind in kinds}}
 
     monkeypatch.setattr(evaluate, "Evaluator", Quick)
     file = tmp_path / "new" / "result.json"
@@ -315,7 +332,7 @@ def test_eval_does_not_lose_its_result_for_want_of_a_folder(tmp_path, monkeypatc
 # -- compare and doctor --------------------------------------------------------------------------------------------
 def test_compare_writes_table_and_plot(tiny_run, own_folder, capsys):
     main(["compare", str(tiny_run), str(tiny_run), "--out", "both"])
-    assert "| jacobian | plain |" in capsys.readouterr().out
+    assert "| jacobian | joints, sheet_pose, base_plan | plain | native | 8 |" in capsys.readouterr().out
     assert {path.name for path in (own_folder / "both").iterdir()} == {"comparison.md", "comparison.png"}
 
 
@@ -405,10 +422,10 @@ from train import cli
 
 play = cli._play
 
-def short_play(arguments):  # the first 12 states of two episodes; all of nine would take a minute
-    from train import policy
-    whole = policy.write_videos
-    policy.write_videos = lambda qpos, folder, **options: whole(qpos[:12, :2], folder, large_episode=1)
+def short_play(arguments):  # episodes of 12 control steps; whole ones would take a minute
+    import functools
+    from train import config
+    config.TaskConfig = functools.partial(config.TaskConfig, episode_steps=12)
     play(arguments)
 
 cli._play = short_play
@@ -422,11 +439,12 @@ def test_play_without_a_display_writes_videos_and_says_so(own_folder):
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "MUJOCO_GL")}
     environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, "-c", PLAY, "play", "--base", "zero", "--physics", "native", "--out", "videos"]
+    command += ["--video-episodes", "2"]
     played = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert played.returncode == 0, played.stderr
     assert "DISPLAY" in played.stdout and "video" in played.stdout
     sizes = {}
-    for name in ("grid.mp4", "episode.mp4"):
+    for name in ("grid.mp4", "episode.mp4", "failures.mp4"):  # zero never succeeds
         file = own_folder / "videos" / name
         assert str(Path("videos") / name) in played.stdout
         assert file.read_bytes()[4:8] == b"ftyp"
@@ -436,4 +454,5 @@ def test_play_without_a_display_writes_videos_and_says_so(own_folder):
             frame = video.get_data(0)
         assert frame.std() > 10  # not blank
         sizes[name] = frame.shape
-    assert sizes == {"grid.mp4": (150, 400, 3), "episode.mp4": (480, 640, 3)}
+    assert sizes == {"grid.mp4": (150, 400, 3), "episode.mp4": (480, 640, 3), "failures.mp4": (150, 400, 3)}
+    assert "| grid.mp4 | 1, 2 | 1 | never within 5 mm |" in (own_folder / "videos" / "videos.md").read_text()

@@ -101,7 +101,7 @@ def test_every_episode_has_every_figure(episodes):
     assert {len(value) for value in arrays.values()} == {8}
     for fault in ("invalid", "bad_target", "nonfinite", "overflow"):
         assert arrays[fault].dtype == bool and not arrays[fault].any(), fault
-    assert (0 < episodes.residual).all() and (episodes.residual <= 0.05 * episodes.residual_rms + 1e-6).all()
+    assert (episodes.residual > 0).all() and (episodes.residual <= 0.05 * episodes.residual_rms + 1e-6).all()
     assert 0 < episodes.seconds < 3600
 
 
@@ -168,6 +168,13 @@ def test_policies_in_other_modes_run(evaluator, learner, episodes):
     np.testing.assert_allclose(noisy.residual, 0.05 * 0.2 * np.sqrt(2 / np.pi), rtol=0.1)
 
 
+def test_distance_at_the_start_is_that_of_the_reset(evaluator, episodes):
+    env = evaluator.env
+    sheet = env.reset(evaluate_keys(11, 0, 6)[1]).physics.qpos[:, 6:]
+    left = np.linalg.norm(np.asarray(jax.vmap(env.task.geometry.translation_left)(sheet)), axis=-1)
+    np.testing.assert_allclose(episodes.start_distance[:6], left, rtol=1e-6)
+
+
 def test_an_environment_that_resets_itself_is_refused(uninterrupted):
     trainer = uninterrupted.trainer
     with pytest.raises(ConfigError, match="auto_reset=False"):
@@ -197,6 +204,7 @@ def made_up(**changes):
         "succeeded": np.array([[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]], bool),
         "at_end": np.array([[0, 1, 1], [0, 0, 1], [0, 0, 1], [0, 0, 0]], bool),
         "success_step": np.array([[50, 40, 30], [-1, 60, 20], [-1, -1, 100], [-1, -1, -1]]),
+        "start_distance": np.array([0.101, 0.072, 0.083, 0.110]),
         "final_distance": np.array([0.001, 0.002, 0.003, 0.010]),
         "final_yaw": np.radians([1.0, 2.0, 3.0, 6.0]),
         "total_reward": np.array([4.0, 3.0, 1.0, 0.0]),
@@ -224,6 +232,7 @@ def test_summary_has_the_promised_entries():
         low, high = wilson_interval(count, 4)
         assert summary["success_at_end"][tolerance] == {"rate": count / 4, "low": low, "high": high}
     assert summary["success"]["20"]["median_steps"] == 30
+    assert summary["median_gained_mm"] == pytest.approx(90)  # of 100, 70, 80 and 100
     assert (summary["invalid_episodes"], summary["bad_target_episodes"]) == (1, 3)
     assert summary["final_distance_mm"] == pytest.approx(4.0)
     assert summary["final_yaw_deg"] == pytest.approx(3.0)

@@ -105,7 +105,7 @@ def test_sigterm_saves_and_resume_ends_like_a_run_without_it(
     assert checkpoint.read_meta(out / "checkpoints" / "last")["steps"] % 128 == 0
     assert not (out / "report.json").exists()
 
-    monkeypatch.setattr(report, "compare_policies", lambda *_, **__: tiny_report["results"])  # saves time
+    monkeypatch.setattr(report, "compare_policies", lambda *_, **__: (tiny_report["results"], None))  # saves time
     main(["train", "--resume", str(out)])
     assert not differences(saved_state(tiny_run), saved_state(out))
     rows = [[read_json(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (tiny_run, out)]

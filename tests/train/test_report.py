@@ -1,4 +1,4 @@
-"""The report of a run: what it holds, where it is written, and the comparison of several runs."""
+"""The report of a run: what it holds and where it is written."""
 
 import dataclasses
 import json
@@ -6,12 +6,12 @@ import re
 import shlex
 
 import imageio.v2 as imageio
-import numpy as np
 import pytest
 
-from mjx_so101 import CheckpointError, ConfigError
-from train import provenance, report, video
-from train.compare import compare_runs, read_report
+from mjx_so101 import ConfigError
+from mjx_so101.params import load_randomization
+from train import provenance, report
+from train.config import TrainConfig
 
 NAMES = ("base", "mean", "sample", "noise")
 
@@ -19,8 +19,10 @@ NAMES = ("base", "mean", "sample", "noise")
 # -- the tables ----------------------------------------------------------------------------------------------------
 def summary(rate, **changes):
     entry = {"rate": rate, "low": rate / 2, "high": (1 + rate) / 2, "median_steps": None}
-    values = {"success": {"5": entry, "10": entry}, "mean_return": 1.25, "final_distance_mm": 3.14,
-              "final_yaw_deg": 2.5, "mean_residual_rad": 0.0123}  # fmt: skip
+    end = {**entry, "rate": rate / 4}
+    values = {"success": {"5": entry, "10": entry}, "success_at_end": {"5": end, "10": end}, "mean_return": 1.25,
+              "final_distance_mm": 3.14, "final_yaw_deg": 2.5, "mean_residual_rad": 0.0123, "invalid_episodes": 0,
+              "bad_target_episodes": 0, "nonfinite_episodes": 0, "overflow_episodes": 0}  # fmt: skip
     return {**values, **changes}
 
 
@@ -28,10 +30,81 @@ def test_table_has_a_line_for_each_policy():
     lines = report.table({"base": summary(0.25), "mean": summary(1.0)}).splitlines()
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1
-    assert "success 5 mm" in lines[0] and "success 10 mm" in lines[0]
-    assert lines[2].startswith("| base | 25.0% (12.5%-62.5%) | 25.0%")
+    assert lines[0].startswith("| policy | success 5 mm | at the end 5 mm | success 10 mm | at the end 10 mm |")
+    assert lines[2].startswith("| base | 25.0% (12.5%-62.5%) | 6.2% (12.5%-62.5%) | 25.0%")
+    assert lines[2].endswith("| - |")
     for value in ("100.0%", "1.25", "3.1", "2.50", "12.3"):
         assert value in lines[3]
+
+
+def test_faults_are_counted_in_the_table():
+    odd = summary(0.5, invalid_episodes=3, bad_target_episodes=2, overflow_episodes=1)
+    assert report.table({"mean": odd}).endswith("| 3 invalid, 2 bad target, 1 overflow |")
+
+
+# -- who saw what --------------------------------------------------------------------------------------------------
+class Base:
+    sees = ("joints", "sheet_pose")
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "hidden"),
+    [
+        (TrainConfig(), "joints, sheet_pose, base_plan", False),
+        (TrainConfig(obs="pixels", privileged_base=True), "joints, pictures; base sees the true pose", True),
+        (TrainConfig(obs="pixels", privileged_base=True, blind=True),
+         "joints, blank pictures; base sees the true pose", True),
+    ],
+)  # fmt: skip
+def test_what_actor_and_base_saw(config, words, hidden):
+    saw = report.saw(config, Base)
+    assert saw["base"] == ["joints", "sheet_pose"] and "parameters" in saw["critic"]
+    assert (report.seen(saw), report.privileged(saw)) == (words, hidden)
+
+
+def test_base_that_sees_pictures_is_not_privileged():
+    class Sees:
+        sees = ("joints", "pictures")
+
+    saw = report.saw(TrainConfig(base="zero", obs="pixels"), Sees)
+    assert saw["actor"] == ["joints", "pictures", "base_plan"] and not report.privileged(saw)
+
+
+class Canned:
+    """Evaluator whose episodes are a record of how it was asked."""
+
+    def __init__(self, sees_pictures, asked=()):
+        self.sees_pictures, self.asked = sees_pictures, asked
+
+    def variant(self, mode, noise=0.0, blind=False):
+        return Canned(self.sees_pictures, (mode, noise, blind))
+
+    def __call__(self, learner, episodes, seed):
+        self.call = (episodes, seed)
+        return self
+
+    def summary(self):
+        return {"asked": (*self.asked, *self.call), "residual_rms": 0.25}
+
+
+def test_policy_with_pictures_is_evaluated_blind_too():
+    results, shown = report.compare_policies(Canned(True), None, 8, 5)
+    assert {name: result["asked"] for name, result in results.items()} == {
+        "base": ("base", 0.25, False, 8, 5),
+        "mean": ("mean", 0.0, False, 8, 5),
+        "sample": ("sample", 0.25, False, 8, 5),
+        "noise": ("noise", 0.25, False, 8, 5),
+        "blind": ("mean", 0.0, True, 8, 5),
+    }
+    assert shown.asked == ("mean", 0.0, False)
+    assert "blind" not in report.compare_policies(Canned(False), None, 8, 5)[0]
+
+
+def test_ranges_in_words():
+    assert report.ranges_text({"sheet_mass_scale": [1.0, 1.0]}) == "every value is the usual one"
+    text = report.ranges_text(load_randomization("real").to_dict()["ranges"])
+    assert "fingertip_friction 0.3 to 0.8" in text and "sheet_position_noise 0.003," in text
+    assert "light" not in text
 
 
 def test_learning_curve_is_a_picture(tmp_path):
@@ -54,6 +127,11 @@ def test_report_says_how_its_numbers_came_to_be(tiny_run, tiny_report, tiny_flag
     assert tiny_report["environment"]["randomization"]["name"] == "plain"
     assert tiny_report["environment"]["sheet_friction"] == "dry"
     assert tiny_report["finished"] is True
+    task = tiny_report["task"]
+    assert (task["episodes"], task["sheet_friction"], task["rules"]["episode_steps"]) == (8, "dry", 400)
+    assert task["ranges"] == tiny_report["environment"]["randomization"]["ranges"]
+    assert task["rules"]["report_tolerances"] == [0.005, 0.01, 0.02]
+    assert tiny_report["saw"]["base"] == ["joints", "sheet_pose"]
     assert tiny_report["steps"] == 5120
     assert tiny_report["peak_memory_bytes"] > 1e8
 
@@ -75,7 +153,10 @@ def test_report_compares_base_mean_sample_and_noise(tiny_report):
     for result in results.values():
         assert result["episodes"] == 8
         assert set(result["success"]) == {"5", "10", "20"}
-        assert result["nonfinite_episodes"] == result["overflow_episodes"] == 0
+        assert result["nonfinite_episodes"] == result["overflow_episodes"] == result["bad_target_episodes"] == 0
+        for mm, entry in result["success_at_end"].items():
+            assert 0 <= entry["low"] <= entry["rate"] <= entry["high"] <= 1
+            assert entry["rate"] <= result["success"][mm]["rate"]
     assert results["base"]["mean_residual_rad"] == 0
     assert results["sample"]["mean_residual_rad"] > results["mean"]["mean_residual_rad"]
     assert results["sample"]["mean_return"] != results["mean"]["mean_return"]
@@ -91,6 +172,8 @@ def test_report_can_be_read(tiny_run, tiny_report):
     assert tiny_report["command"] in text and tiny_report["commit"] in text and tiny_report["device"] in text
     assert report.table(tiny_report["results"]) in text
     assert "(learning_curve.png)" in text
+    assert "actor sees joints, sheet_pose, base_plan; base sees joints, sheet_pose; critic sees" in text
+    assert "Randomization plain: " in text and "start_yaw -0.5 to 0.5" in text
     assert imageio.imread(tiny_run / "learning_curve.png").std() > 0
 
 
@@ -107,8 +190,7 @@ def test_learner_reported_is_the_best_checkpoint(uninterrupted, tiny_run, monkey
 def written(uninterrupted, tiny_report, tmp_path, monkeypatch):
     """Function that writes a report into tmp_path with canned results and fields of the trainer and its config."""
     trainer = uninterrupted.trainer
-    monkeypatch.setattr(report, "compare_policies", lambda *_, **__: tiny_report["results"])
-    monkeypatch.setattr(report, "record_episodes", lambda *_: (np.zeros((4, 9, 9)), np.arange(9) == 3))
+    monkeypatch.setattr(report, "compare_policies", lambda *_, **__: (tiny_report["results"], "the episodes"))
     monkeypatch.setattr(trainer, "out", tmp_path)
     monkeypatch.setattr(trainer, "evaluations", tiny_report["evaluations"])
 
@@ -131,15 +213,15 @@ def test_run_of_one_iteration_has_a_report_in_json(written, read_json):
 def test_report_links_its_videos(written, monkeypatch, tmp_path):
     calls = []
 
-    def write_videos(qpos, folder, large_episode=0, **options):
-        calls.append((qpos.shape, folder, large_episode))
-        return [folder / "grid.mp4", folder / "episode.mp4"]
+    def write_videos(*given):
+        calls.append(given)
+        return [tmp_path / "grid.mp4", tmp_path / "videos.md"]
 
     monkeypatch.setattr(report, "write_videos", write_videos)
-    text, markdown = written(config={"video": True})
-    assert calls == [((4, 9, 9), tmp_path, 3)]  # the large one is an episode that succeeded
-    assert json.loads(text)["videos"] == ["grid.mp4", "episode.mp4"]
-    assert "(grid.mp4)" in markdown and "(episode.mp4)" in markdown
+    text, markdown = written(config={"video": True, "video_episodes": 4})
+    assert calls == [("the episodes", tmp_path, 4)]  # the very ones that were counted
+    assert json.loads(text)["videos"] == ["grid.mp4", "videos.md"]
+    assert "Video: [grid.mp4](grid.mp4)" in markdown and "What they show: [videos.md](videos.md)" in markdown
 
 
 def test_run_without_a_renderer_still_has_its_report(written, monkeypatch, capsys):
@@ -166,55 +248,3 @@ def test_videos_that_break_lose_nothing_of_the_report(written, monkeypatch, tmp_
 def test_report_names_every_command_of_a_resumed_run(written, tmp_path):
     (tmp_path / "commands.txt").write_text("so101 train --seed 1\nso101 train --resume here\n")
     assert json.loads(written()[0])["command"] == "so101 train --seed 1 && so101 train --resume here"
-
-
-def test_missing_ffmpeg_is_named(monkeypatch, tmp_path):
-    def get_writer(*_, **__):
-        raise ImportError("To use the imageio ffmpeg plugin you need to 'pip install imageio-ffmpeg'")
-
-    monkeypatch.setattr(video.imageio, "get_writer", get_writer)
-    with pytest.raises(ConfigError, match=r"grid.mp4 cannot be written.*pip install 'imageio\[ffmpeg\]'"):
-        video.write_videos(np.zeros((2, 1, 9)), tmp_path)
-
-
-# -- so101 compare -------------------------------------------------------------------------------------------------
-@pytest.fixture
-def two_runs(tiny_run, tmp_path):
-    """The tiny run and a copy of it that did better."""
-    other = tmp_path / "other"
-    other.mkdir()
-    content = json.loads((tiny_run / "report.json").read_text())
-    content["results"]["mean"]["success"]["5"]["rate"] = 0.987
-    content["config"]["base"] = "oracle"
-    (other / "report.json").write_text(json.dumps(content))
-    return [tiny_run, other]
-
-
-def test_comparison_has_a_line_for_each_run(two_runs, tiny_report, tmp_path):
-    text = compare_runs(two_runs, tmp_path / "new" / "comparison")
-    lines = text.splitlines()
-    assert len(lines) == 4
-    assert (tmp_path / "new" / "comparison" / "comparison.md").read_text() == text + "\n"
-    base = tiny_report["results"]["base"]["success"]["5"]["rate"]
-    assert f"{base:.1%} -> 98.7%" in lines[3] and "oracle" in lines[3]
-    assert "jacobian" in lines[2] and "plain" in lines[2] and "5,120" in lines[2]
-    for column in ("5 mm", "distance", "return", "minutes", "memory"):
-        assert column in lines[0]
-    assert imageio.imread(tmp_path / "new" / "comparison" / "comparison.png").std() > 0
-
-
-def test_run_without_a_report_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=rf"{tmp_path} is not a run folder"):
-        read_report(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=rf"{tmp_path} has no report.json.*--resume"):
-        read_report(tmp_path)
-    (tmp_path / "report.json").write_text('{"results": ')
-    with pytest.raises(CheckpointError, match="damaged"):
-        read_report(tmp_path)
-
-
-def test_comparison_of_a_missing_run_writes_nothing(tiny_run, tmp_path):
-    with pytest.raises(CheckpointError):
-        compare_runs([tiny_run, tmp_path / "none"], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
