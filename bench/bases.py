@@ -50,8 +50,17 @@ def main(config: BasesConfig) -> None:
                 rates = {mm: entry["rate"] for mm, entry in summary["success"].items()}
                 print(f"{base:9} {randomization:8} {friction:8}", *(f"{mm} mm {r:.1%}" for mm, r in rates.items()))
                 prefix = f"{base}_{randomization}_{friction}"
-                headline += [figure(f"{prefix}_success_{mm}mm", r, "fraction") for mm, r in rates.items()]
-    write_record(config.out, headline, physics=env.physics.name, rows=rows)
+                for kind in ("success", "success_at_end"):
+                    headline += [
+                        figure(
+                            f"{prefix}_{kind}_{mm}mm", entry["rate"], "fraction", low=entry["low"], high=entry["high"]
+                        )
+                        for mm, entry in summary[kind].items()
+                    ]
+    write_record(
+        config.out, headline, seeds=[config.seed], num_envs=[env.num_envs],
+        conditions={"physics": env.physics.name, "episodes": config.episodes}, rows=rows,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

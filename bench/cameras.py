@@ -1,18 +1,26 @@
-"""Throughput with pictures, over sizes and numbers of cameras: bench.fps for each, in one record with contact sheets.
+"""Throughput with pictures, over renderers, sizes and numbers of cameras: bench.fps for each, in one record.
 
-python -m bench.cameras --prefix h100 --out bench/results/h100_rgb.json
+    python -m bench.cameras --size 64x64 --num-envs 16384 --out bench/results/h100_rgb64.json
+    python -m bench.cameras --renderer warp madrona --no-textures --size 64x64 --num-envs 8192 --cameras 1
+
+Renderers that are measured together draw the same number of environments. Each measurement has a process of its own:
+Madrona is built once in a process, before JAX.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import tyro
 
-from bench import fps
-from bench.record import figure, write_record
+from bench.fps import FpsConfig, conditions, table
+from bench.record import write_record
 from mjx_so101 import ConfigError, SO101Error
 from mjx_so101.render import RenderConfig
 
@@ -21,10 +29,10 @@ from mjx_so101.render import RenderConfig
 class CamerasConfig:
     """What to measure."""
 
-    prefix: str = "cpu"
-    """First part of the headline names."""
     physics: str = "auto"
-    renderer: str = "warp"
+    renderer: tuple[str, ...] = ("warp",)
+    """Each is measured with the same sizes and numbers of environments. Madrona draws no textures: compare it with
+    --no-textures."""
     size: tuple[str, ...] = ("64x64", "128x128", "224x224", "320x240")
     """Width x height."""
     cameras: tuple[int, ...] = (1, 2)
@@ -38,6 +46,7 @@ class CamerasConfig:
     meshes: str = ""
     steps: int = 20
     blocks: int = 3
+    seed: int = 0
     pictures: Path | None = None
     """Folder for the contact sheets."""
     out: Path = Path("rgb.json")
@@ -45,8 +54,8 @@ class CamerasConfig:
     def __post_init__(self) -> None:
         if len(self.num_envs) != len(self.size):
             raise ConfigError(f"{len(self.num_envs)} num_envs for {len(self.size)} sizes; give one for each size.")
-        if not self.size:
-            raise ConfigError("size is empty; give at least one WIDTHxHEIGHT, such as 64x64.")
+        if not self.size or not self.renderer:
+            raise ConfigError("size or renderer is empty; give at least one WIDTHxHEIGHT, such as 64x64, and warp.")
         for size in self.size:
             if not (size.count("x") == 1 and all(part.isdigit() for part in size.split("x"))):
                 raise ConfigError(f"size {size!r} is not WIDTHxHEIGHT, such as 64x64.")
@@ -54,36 +63,64 @@ class CamerasConfig:
             raise ConfigError(f"cameras is {self.cameras}; give 1 (top), 2 (top and wrist) or both.")
         self.measurements()  # raises for anything that one of them refuses
 
-    def measurements(self) -> list[tuple[str, fps.FpsConfig]]:
-        """Each combination by name; a second camera halves the environments."""
+    def measurements(self) -> list[FpsConfig]:
+        """Each combination; a second camera halves the environments."""
         made = []
         for size, num_envs in zip(self.size, self.num_envs, strict=True):
             width, height = map(int, size.split("x"))
             for count in self.cameras:
-                render = RenderConfig(
-                    self.renderer, ("top", "wrist")[:count], width, height, self.shadows, self.textures, self.detail
-                )
-                name = f"{size if width != height else width}x{count}"
-                picture = self.pictures / f"{self.prefix}_{self.renderer}_{name}.png" if self.pictures else None
-                one = fps.FpsConfig(
-                    num_envs=(-(-num_envs // count),), physics=(self.physics,), obs="rgb", render=render,
-                    meshes=self.meshes, steps=self.steps, blocks=self.blocks, picture=picture,
-                )  # fmt: skip
-                made.append((name, one))
+                for renderer in self.renderer:
+                    render = RenderConfig(
+                        renderer, ("top", "wrist")[:count], width, height, self.shadows, self.textures, self.detail
+                    )
+                    made.append(
+                        FpsConfig(
+                            num_envs=(-(-num_envs // count),), physics=(self.physics,), obs="rgb", render=render,
+                            meshes=self.meshes, steps=self.steps, blocks=self.blocks, seed=self.seed,
+                            picture=self._picture(renderer, size, count),
+                        )
+                    )  # fmt: skip
         return made
+
+    def _picture(self, renderer: str, size: str, count: int) -> Path | None:
+        kind = "meshes" if self.meshes else self.detail
+        return self.pictures / f"{renderer}_{kind}_{size}x{count}.png" if self.pictures else None
+
+
+def arguments(config: FpsConfig, out: Path) -> list[str]:
+    """Command line of bench.fps for one measurement."""
+    r = config.render
+    words = ["--obs", config.obs, "--renderer", r.renderer, "--cameras", *r.cameras, "--detail", r.detail]
+    words += ["--width", str(r.width), "--height", str(r.height), "--num-envs", str(config.num_envs[0])]
+    words += ["--shadows" if r.shadows else "--no-shadows", "--textures" if r.textures else "--no-textures"]
+    words += ["--physics", config.physics[0], "--steps", str(config.steps), "--blocks", str(config.blocks)]
+    words += ["--seed", str(config.seed), "--out", str(out)]
+    words += ["--meshes", config.meshes] if config.meshes else []
+    return words + (["--picture", str(config.picture)] if config.picture else [])
+
+
+def measure(config: FpsConfig) -> dict[str, Any]:
+    """Record of one measurement, made in a process of its own. Raises ConfigError if that fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "fps.json"
+        done = subprocess.run([sys.executable, "-m", "bench.fps", *arguments(config, out)], stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise ConfigError(f"bench.fps {' '.join(arguments(config, out))} failed; what it says stands above.")
+        return json.loads(out.read_text())
 
 
 def main(config: CamerasConfig) -> None:
     """Measure each combination; the record is written after each, so one that fails loses nothing."""
     rows, headline = [], []
-    for name, one in config.measurements():
-        row = fps.measure(one, config.physics, one.num_envs[0])
-        print(fps.table([row]).splitlines()[-1], flush=True)
-        rows.append(row)
-        prefix = f"{config.prefix}_rgb{name}"
-        headline.append(figure(f"{prefix}_env_steps_per_s", row["env_steps_per_s"], "control steps/s"))
-        headline.append(figure(f"{prefix}_render_frames_per_s", row["render_only_frames_per_s"], "frames/s"))
-        write_record(config.out, headline, sheet_friction="dry", randomization="plain", rows=rows)
+    for one in config.measurements():
+        record = measure(one)
+        rows += record["rows"]
+        headline += record["headline"]
+        print(table(rows).splitlines()[-1], flush=True)
+        write_record(
+            config.out, headline, seeds=[config.seed], num_envs=sorted({row["num_envs"] for row in rows}),
+            conditions=conditions(one), device=record["device"], rows=rows,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

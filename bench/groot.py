@@ -1,6 +1,6 @@
 """Throughput with GR00T as the base policy: inferences/s, the control loop, what drawing less wins, fp8, training.
 
-    python -m bench.groot --prefix h100 --out bench/results/h100_groot.json
+    python -m bench.groot --out bench/results/h100_groot.json
 
 The weights are random: the model's time does not depend on them, and nothing that the arm does means anything. Phases
 run in one process, so that the model is loaded and compiled once; the record is written after each.
@@ -32,6 +32,7 @@ from mjx_so101 import ConfigError, SO101Error
 from mjx_so101.errors import require_choice
 from policies.groot.make_checkpoint import SIZES, make_checkpoint
 from policies.model import ModelOptions
+from train.provenance import device, prefix_of
 
 PHASES = ("inference", "recovery", "loop", "train", "fp8")
 
@@ -40,8 +41,6 @@ PHASES = ("inference", "recovery", "loop", "train", "fp8")
 class GrootBenchConfig:
     """What to measure."""
 
-    prefix: str = "cpu"
-    """First part of the headline names."""
     size: str = "full"
     """Random checkpoint to make: 'full' (3B) or 'tiny'."""
     folder: Path | None = None
@@ -93,10 +92,12 @@ def run(config: GrootBenchConfig, options: ModelOptions) -> None:
 
     def keep(phase: str, result: Any, *figures: tuple[str, float, str]) -> None:
         details[phase] = result
-        headline.extend(figure(f"{config.prefix}_{name}", value, unit) for name, value, unit in figures)
+        headline.extend(figure(f"{prefix}_{name}", value, unit) for name, value, unit in figures)
         print(f"{phase}: {result}")
-        write_record(config.out, headline, **details)
+        write_record(config.out, headline, num_envs=[config.num_envs], conditions=conditions, **details)
 
+    prefix = prefix_of(device())
+    conditions = {"weights": f"random, {config.size}", "horizon": config.horizon, "micro_batch": config.micro_batch}
     source = options.load("groot")
     sizes = config.num_envs, config.horizon, config.steps
     details["model"] = source.describe()

@@ -188,7 +188,7 @@ class PaperReturnEnv:
     def check_health(self, before: State, target, after: State, folder: str | Path | None = None) -> None:
         """Raise HealthError if an environment overflowed a buffer or became non-finite; save a replay file first.
 
-        The replay (npz) holds qpos, qvel, warmstart, params and action of the bad environment before the step.
+        folder: where `save_replay` puts the file; default a new temporary folder.
         """
         overflow = np.asarray(after.physics.overflow)
         lost = ~np.isfinite(np.asarray(after.physics.qpos)).all(1) | np.asarray(after.nonfinite)
@@ -196,18 +196,10 @@ class PaperReturnEnv:
         if not bad.any():
             return
         env = int(np.argmax(bad))
-        what = f"buffer overflow (flags {int(overflow[env])})" if overflow[env] else "a non-finite state"
-        path = Path(folder or tempfile.gettempdir()) / f"so101_replay_env{env}.npz"
         row = jax.tree.map(lambda x: np.asarray(x)[env], before)
-        params = {f"params.{name}": value for name, value in vars(row.params).items()}
-        np.savez(
-            path, qpos=row.physics.qpos, qvel=row.physics.qvel, warmstart=row.physics.warmstart,
-            target=row.target, previous_target=row.previous_target, action=np.asarray(target)[env], **params,
-        )  # fmt: skip
-        raise HealthError(
-            f"env {env}: {what} ({int(bad.sum())} of {self.num_envs} envs); replay saved to {path}. "
-            "For an overflow give the warp backend larger contacts_per_env or constraints_per_env."
-        )
+        fault = describe_fault(int(overflow[env]), bool(np.asarray(after.bad_target)[env]))
+        path = save_replay(folder or tempfile.mkdtemp(prefix="so101_replay_"), env, row, np.asarray(target)[env])
+        raise HealthError(f"env {env} ({int(bad.sum())} of {self.num_envs} envs): {fault}; replay saved to {path}.")
 
     def describe(self) -> dict:
         """What this environment is, for the record beside a result."""
@@ -217,3 +209,32 @@ class PaperReturnEnv:
             "sheet_friction": self.scene.sheet_friction,
             "randomization": json.loads(json.dumps(self.task.randomization.to_dict())),
         }
+
+
+def describe_fault(overflow: int, bad_target: bool) -> str:
+    """What went wrong in one environment's control step, in words, with the fix."""
+    if overflow:
+        return (
+            f"buffer overflow (flags {overflow}): give the warp backend larger contacts_per_env or constraints_per_env"
+        )
+    if bad_target:
+        return "its target was not finite: look at what the base policy and the residual answer"
+    return "physics ended in a non-finite state"
+
+
+def save_replay(folder: str | Path, env: int, before: State, action: np.ndarray) -> Path:
+    """Write replay_env{env}.npz (with a number added if it exists) into `folder`; returns its path.
+
+    before: the environment's own State (no leading axis) at the start of the control step. The file holds qpos, qvel,
+    warmstart, the last two targets, params.* and the action.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = len(list(folder.glob(f"replay_env{env}*.npz")))
+    path = folder / f"replay_env{env}{f'-{taken + 1}' if taken else ''}.npz"
+    params = {f"params.{name}": value for name, value in vars(before.params).items()}
+    np.savez(
+        path, qpos=before.physics.qpos, qvel=before.physics.qvel, warmstart=before.physics.warmstart,
+        target=before.target, previous_target=before.previous_target, action=action, **params,
+    )  # fmt: skip
+    return path

@@ -29,7 +29,7 @@ class TaskConfig:
     """Rules of the task. SI units."""
 
     tolerance: float = 0.005
-    """The inner rectangle may be left by this much (m): the success that is rewarded and ends a training episode."""
+    """The inner rectangle may be left by this much (m): the success that is rewarded."""
     report_tolerances: tuple[float, ...] = (0.005, 0.010, 0.020)
     """Tolerances (m) counted in every episode, whatever the training tolerance is."""
     hold_steps: int = 10
@@ -49,7 +49,13 @@ class TaskConfig:
     """A sheet further than this from the goal along x or y (m) is lost: the episode is invalid."""
     progress_weight: float = 1.5
     time_cost: float = 0.003
+    """Cost of a control step until the success, and of each later one in which the sheet is outside again."""
     success_bonus: float = 2.4
+    """Paid once in an episode."""
+    leave_cost: float = 0.02
+    """Cost of each control step in which a sheet that was home is outside the training tolerance."""
+    stay_share: float = 1.0
+    """Share of the episodes that go on after success; the others end there, which only training notices."""
     invalid_cost: float = 1.2
 
     def __post_init__(self) -> None:
@@ -59,7 +65,9 @@ class TaskConfig:
                 raise ConfigError(f"{name} is {value}; it must be finite and greater than 0.")
         if not self.report_tolerances or not all(math.isfinite(t) and t > 0 for t in self.report_tolerances):
             raise ConfigError(f"report_tolerances is {self.report_tolerances}; give lengths (m) greater than 0.")
-        for name in ("progress_weight", "time_cost", "success_bonus", "invalid_cost"):
+        if not 0 <= self.stay_share <= 1:
+            raise ConfigError(f"stay_share is {self.stay_share}; give a share of the episodes in [0, 1].")
+        for name in ("progress_weight", "time_cost", "success_bonus", "leave_cost", "invalid_cost"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be finite.")
         if len(self.home) != 6 or not all(map(math.isfinite, self.home)):
@@ -96,7 +104,10 @@ class State:
     held: jax.Array  # int32 [4] control steps at rest inside each of TaskConfig.tolerances
     succeeded: jax.Array  # bool [4] held long enough at any time in this episode
     success_step: jax.Array  # int32 [4] when that was; -1 if not yet
-    nonfinite: jax.Array  # bool, the last control step ended in NaN or inf and was taken back
+    stays: jax.Array  # bool, this episode goes on after success
+    bad_target: jax.Array  # bool, the last commanded target was NaN or inf and the one before was held
+    nonfinite: jax.Array  # bool, the last control step had such a target, or ended in NaN or inf and was taken back
+    invalid: jax.Array  # bool, the episode is invalid since some control step: it can no longer succeed
     key: jax.Array  # uint32 [2]
 
 
@@ -117,10 +128,10 @@ class Verdict(NamedTuple):
     """What one control step meant for the task."""
 
     terms: dict[str, jax.Array]  # named reward terms; the reward is their sum
-    terminated: jax.Array  # bool: success at the training tolerance, or invalid
+    terminated: jax.Array  # bool: invalid, or success in an episode that does not go on after it
     truncated: jax.Array  # bool: out of time
     success: jax.Array  # bool: the hold at the training tolerance was completed in this very step
-    invalid: jax.Array  # bool: non-finite state, or the sheet is lost
+    invalid: jax.Array  # bool: non-finite target or state, or the sheet is lost
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,7 +148,7 @@ class PaperReturn:
     # -- reset ---------------------------------------------------------------------------------------------------
     def reset(self, key: jax.Array) -> State:
         """A new episode: new randomization and start, drawn from `key` (uint32 [2])."""
-        key, key_params, key_start, key_sense = jax.random.split(key, 4)
+        key, key_params, key_start, key_sense, key_stay = jax.random.split(key, 5)
         params = self.draw_start(self.randomization.sample(key_params), key_start)
         home = jnp.asarray(self.config.home) + jnp.append(params.start_joint_offset, 0.0)
         sheet = self.start_pose(params)
@@ -158,7 +169,10 @@ class PaperReturn:
             held=counts,
             succeeded=counts > 0,
             success_step=counts - 1,
+            stays=jax.random.uniform(key_stay) < self.config.stay_share,
+            bad_target=jnp.bool_(False),
             nonfinite=jnp.bool_(False),
+            invalid=jnp.bool_(False),
             key=key,
         )
 
@@ -200,25 +214,24 @@ class PaperReturn:
         """Take a new absolute joint target [6] (rad, measured angles); give the motors' targets [substeps, 6].
 
         The motor target moves linearly from the old to the new one, late by the action delay; the calibration
-        bias is taken off, because the motors count from their own zero.
+        bias is taken off, because the motors count from their own zero. A target with NaN or inf is not taken: the
+        old one is held, and `advance` ends the episode as invalid.
         """
+        finite = jnp.all(jnp.isfinite(target))
         target = jnp.clip(target, jnp.asarray(self.kinematics.lower), jnp.asarray(self.kinematics.upper))
+        target = jnp.where(finite, target, state.target)
         count = jnp.arange(1, self.substeps + 1)
         time = ((count - state.params.action_delay) / self.substeps)[:, None]
         now = state.target + (target - state.target) * time
         before = state.previous_target + (state.target - state.previous_target) * (1 + time)
         motor = jnp.where(time >= 0, now, before) - state.params.joint_bias
-        return dataclasses.replace(state, target=target, previous_target=state.target), motor
+        return dataclasses.replace(state, target=target, previous_target=state.target, bad_target=~finite), motor
 
     def advance(self, state: State, physics: PhysicsState) -> tuple[State, Verdict]:
         """Take in the state after physics: sense, count holds, reward, and say whether the episode ends."""
         key, key_sense = jax.random.split(state.key)
-        finite = jnp.all(jnp.isfinite(physics.qpos)) & jnp.all(jnp.isfinite(physics.qvel))
-        physics = dataclasses.replace(
-            physics,
-            **{n: jnp.where(finite, getattr(physics, n), getattr(state.physics, n)) for n in ("qpos", "qvel")},
-            warmstart=jnp.where(finite, physics.warmstart, 0.0),
-        )
+        physics, finite = _finite_physics(physics, state.physics)
+        nonfinite = state.bad_target | ~finite
         sheet = physics.qpos[6:]
         history = jnp.concatenate([sheet[None], state.sheet_history[:-1]])
         seen = history[state.params.sensing_latency] + self._sheet_noise(state.params, key_sense)
@@ -226,13 +239,15 @@ class PaperReturn:
 
         inside = self.geometry.overshoot(sheet) <= jnp.asarray(self.config.tolerances)
         held = jnp.where(inside & self.at_rest(physics.qvel), state.held + 1, 0)
-        completed = (held >= self.config.hold_steps) & ~state.succeeded
         offset = jnp.max(jnp.abs(sheet[:2] - jnp.asarray(self.geometry.goal)))
-        invalid = ~finite | (offset > self.config.max_sheet_offset)
+        invalid = nonfinite | (offset > self.config.max_sheet_offset)
+        completed = (held >= self.config.hold_steps) & ~state.succeeded & ~(state.invalid | invalid)
         success = completed[0]
+        home = state.succeeded[0] & inside[0]
+        left = state.succeeded[0] & ~inside[0]
         verdict = Verdict(
-            terms=self.reward_terms(state.physics.qpos[6:], sheet, success, invalid),
-            terminated=success | invalid,
+            terms=self.reward_terms(state.physics.qpos[6:], sheet, success, home, left, invalid),
+            terminated=invalid | (success & ~state.stays),
             truncated=step >= self.config.episode_steps,
             success=success,
             invalid=invalid,
@@ -247,7 +262,8 @@ class PaperReturn:
             held=held,
             succeeded=state.succeeded | completed,
             success_step=jnp.where(completed, step, state.success_step),
-            nonfinite=~finite,
+            nonfinite=nonfinite,
+            invalid=state.invalid | invalid,
             key=key,
         )
         return state, verdict
@@ -257,14 +273,27 @@ class PaperReturn:
         slow = jnp.linalg.norm(qvel[6:8]) < self.config.max_sheet_speed
         return slow & (jnp.abs(qvel[8]) < self.config.max_sheet_yaw_speed)
 
-    def reward_terms(self, before: jax.Array, now: jax.Array, success: jax.Array, invalid: jax.Array) -> dict:
-        """Named terms of one step's reward, from the true sheet poses [3] before and after it."""
+    def reward_terms(
+        self,
+        before: jax.Array,
+        now: jax.Array,
+        success: jax.Array,
+        home: jax.Array,
+        left: jax.Array,
+        invalid: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """Named terms of one step's reward, from the true sheet poses [3] before and after it.
+
+        success: the hold is complete in this step. After it the sheet is either `home` or has `left`; a sheet that
+        stays costs no time.
+        """
         c = self.config
         gain = self.geometry.potential(now) - self.geometry.potential(before)
         return {
             "progress": c.progress_weight * jnp.where(invalid, 0.0, gain),
-            "time": -c.time_cost * jnp.ones(()),
+            "time": -c.time_cost * ~home,
             "success": c.success_bonus * success,
+            "left": -c.leave_cost * left,
             "invalid": -c.invalid_cost * invalid,
         }
 
@@ -284,6 +313,14 @@ class PaperReturn:
     def _sheet_noise(self, params: EnvParams, key: jax.Array) -> jax.Array:
         scale = jnp.stack([params.sheet_position_noise, params.sheet_position_noise, params.sheet_yaw_noise])
         return scale * jax.random.normal(key, (3,))
+
+
+def _finite_physics(new: PhysicsState, old: PhysicsState) -> tuple[PhysicsState, jax.Array]:
+    """`new`, or the pose and speed of `old` if they are not finite in `new`; and whether they are."""
+    finite = jnp.all(jnp.isfinite(new.qpos)) & jnp.all(jnp.isfinite(new.qvel))
+    kept = {name: jnp.where(finite, getattr(new, name), getattr(old, name)) for name in ("qpos", "qvel")}
+    start_warm = finite & jnp.all(jnp.isfinite(new.warmstart))
+    return dataclasses.replace(new, **kept, warmstart=jnp.where(start_warm, new.warmstart, 0.0)), finite
 
 
 def check_home(task: PaperReturn) -> None:

@@ -20,6 +20,8 @@ class BasePolicy(Protocol):
     """A frozen policy that proposes absolute joint targets; the residual corrects them."""
 
     name: str
+    sees: tuple[str, ...]
+    """What it must see: of 'joints', 'sheet_pose' (the pose that the simulation tells) and 'pictures'."""
     horizon: int
     """Targets in a chunk: how many control steps one call covers."""
     jittable: bool
@@ -55,6 +57,7 @@ class ScriptedPolicy:
     """Base of policies written as a pure function of one environment's carry and observation."""
 
     name: str
+    sees: tuple[str, ...] = ("joints", "sheet_pose")
     horizon = 1
     jittable = True
     num_features = 0
@@ -117,6 +120,7 @@ class ZeroPolicy(ScriptedPolicy):
     """Holds the arm where it was last told to be: the base for learning from nothing."""
 
     name = "zero"
+    sees = ("joints",)
 
     def start(self) -> NoCarry:
         """See `ScriptedPolicy.start`."""
@@ -129,6 +133,8 @@ class ZeroPolicy(ScriptedPolicy):
 
 SCRIPTED = ("zero", "jacobian", "oracle")
 BASES = (*SCRIPTED, "groot", "remote")
+SEES_POSE = ("jacobian", "oracle")
+"""Base policies that read the sheet's pose from the simulation, which no camera tells them."""
 
 
 def make_base(name: str, task: PaperReturn, model: ModelOptions | None = None) -> BasePolicy:

@@ -4,7 +4,7 @@
 
 Actor and critic read two vectors; `ACTOR_LAYOUT` and `CRITIC_LAYOUT` list their parts in order. The actor sees only
 what the robot could know; the critic also sees the truth, which it needs in training alone. An actor that sees pixels
-is told nothing of the sheet's pose.
+is told nothing of the sheet's pose, nor of the plan of a base policy that reads that pose.
 """
 
 from __future__ import annotations
@@ -62,23 +62,27 @@ CRITIC_LAYOUT: tuple[tuple[str, int, str], ...] = (
 )
 
 
+Layout = tuple[tuple[str, int, str], ...]
 _OF_THE_SHEET = ("goal_vector", "goal_yaw", "overshoot", "sheet_vel", "effector_on_sheet")
 """Parts of ACTOR_LAYOUT that an actor with pixels must find in its pictures."""
+_OF_THE_PLAN = ("base_lead", "base_features")
+"""Parts that tell such an actor where the sheet is if the base policy reads its true pose."""
 
 
-def actor_layout(pixels: bool, published: bool = False) -> tuple[tuple[str, int, str], ...]:
-    """`ACTOR_LAYOUT`, or the part of it that an actor with pixels gets beside them, or the published `STATE25_LAYOUT`
-    and nothing else."""
-    if published:
+def actor_layout(obs: str, base_sees_pose: bool = False) -> Layout:
+    """What the actor is told: `ACTOR_LAYOUT` for obs 'state', for 'pixels' the part of it that it gets beside its
+    pictures, for 'state25' the published `STATE25_LAYOUT` and nothing else."""
+    if obs == "state25":
         return STATE25_LAYOUT
-    return tuple(entry for entry in ACTOR_LAYOUT if not (pixels and entry[0] in _OF_THE_SHEET))
+    hidden = () if obs == "state" else (*_OF_THE_SHEET, *(_OF_THE_PLAN if base_sees_pose else ()))
+    return tuple(entry for entry in ACTOR_LAYOUT if entry[0] not in hidden)
 
 
 def layout_sizes(
-    num_features: int, render: RenderConfig | None = None, published: bool = False
+    num_features: int, render: RenderConfig | None = None, actor: Layout = ACTOR_LAYOUT
 ) -> dict[str, dict[str, int]]:
     """Size of each part of both vectors for a base policy with num_features features, and of the pictures."""
-    layouts = {"state": actor_layout(render is not None, published), "privileged_state": CRITIC_LAYOUT}
+    layouts = {"state": actor, "privileged_state": CRITIC_LAYOUT}
     sizes = {
         which: {name: num_features if size < 0 else size for name, size, _ in layout}
         for which, layout in layouts.items()
@@ -94,11 +98,10 @@ def actor_vector(
     base_target: jax.Array,
     features: jax.Array,
     last_residual: jax.Array,
-    pixels: bool = False,
-    published: bool = False,
+    layout: Layout = ACTOR_LAYOUT,
 ) -> jax.Array:
-    """The actor's input for one environment, laid out as `actor_layout(pixels, published)`."""
-    if published:
+    """The actor's input for one environment, laid out as `layout` (see `actor_layout`)."""
+    if layout is STATE25_LAYOUT:
         return state25(seen, task.geometry)
     geometry = task.geometry
     left = geometry.rotation_left(seen.sheet)
@@ -116,7 +119,7 @@ def actor_vector(
         "last_residual": last_residual,
         "base_features": features,
     }
-    return jnp.concatenate([parts[name] for name, _, _ in actor_layout(pixels)])
+    return jnp.concatenate([parts[name] for name, _, _ in layout])
 
 
 def critic_vector(task: PaperReturn, state: State, features: jax.Array) -> jax.Array:
@@ -187,12 +190,17 @@ class Residual:
     """Networks of the residual over a base policy, as pure functions of a `Learner`."""
 
     def __init__(
-        self, config: ResidualConfig, num_features: int, render: RenderConfig | None = None, published: bool = False
+        self,
+        config: ResidualConfig,
+        num_features: int,
+        render: RenderConfig | None = None,
+        actor: Layout | None = None,
     ):
-        """render: the pictures that the actor sees; None for an actor that is told the sheet's pose.
-        published: the actor sees the published observation `state25` and nothing else."""
-        self.config, self.render, self.published = config, render, published
-        sizes = layout_sizes(num_features, render, published)
+        """render: the pictures that the actor sees, if any. actor: what it is told besides (see `actor_layout`);
+        default all, or beside pictures all but the sheet's pose."""
+        self.config, self.render = config, render
+        self.actor_layout = actor or actor_layout("pixels" if render else "state")
+        sizes = self.layout = layout_sizes(num_features, render, self.actor_layout)
         self.sizes = {name: sum(sizes[name].values()) for name in ("state", "privileged_state")}
         networks = ppo_networks.make_ppo_networks(
             {name: (size,) for name, size in self.sizes.items()},

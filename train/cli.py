@@ -109,7 +109,10 @@ def _train(arguments: list[str]) -> None:
     from policies.base import SCRIPTED
     from train.config import PRESETS, TrainConfig
     from train.loop import Trainer, new_folder, prepare_folder, saved_config
-    from train.report import command, write_report
+    from train.provenance import command, source
+    from train.report import write_report
+
+    source()  # as it is now: the run may outlast the next edit
 
     if given.resume:
         default = saved_config(Path(given.resume))
@@ -192,9 +195,8 @@ def _eval(arguments: list[str]) -> None:
 
     flags = _parse(EvalFlags, arguments, "eval", default=EvalFlags(model=_model_of_run(arguments)))
 
-    for name in ("episodes", "num_envs"):
-        if getattr(flags, name) < 1:
-            raise ConfigError(f"{name} is {getattr(flags, name)}; it must be at least 1.")
+    if flags.episodes < 1:
+        raise ConfigError(f"episodes is {flags.episodes}; it must be at least 1.")
     if not all(0 < mm < float("inf") for mm in flags.tolerance_mm):
         raise ConfigError(f"tolerance_mm is {flags.tolerance_mm}; every tolerance must be greater than 0 mm.")
     if flags.json and flags.json != "-":
@@ -202,11 +204,11 @@ def _eval(arguments: list[str]) -> None:
 
     from train.evaluate import Evaluator
     from train.policy import load_policy
-    from train.report import provenance
+    from train.provenance import provenance
 
     with contextlib.redirect_stdout(sys.stderr):  # Warp and models announce themselves; --json - must stay JSON
         policy = load_policy(flags.run, flags.base, overrides(flags), flags.tolerance_mm)
-        env = policy.environment(min(flags.num_envs, flags.episodes))
+        env = policy.environment(policy.config.evaluation_batch())
         print(f"Running {flags.episodes} episodes ...")
         summary = Evaluator(env, policy.base, policy.residual, _action(flags.action))(
             policy.learner, flags.episodes, flags.seed

@@ -11,14 +11,14 @@ import tyro
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError, require_choice
 from mjx_so101.params import Randomization, load_randomization
-from mjx_so101.physics import BACKENDS
+from mjx_so101.physics import BACKENDS, default_backend
 from mjx_so101.render import PRESETS as RENDER_PRESETS
 from mjx_so101.render import RenderConfig
 from mjx_so101.scene import SHEET_FRICTIONS, SceneConfig
 from mjx_so101.task import TaskConfig
-from policies.base import BASES, SCRIPTED
+from policies.base import BASES, SCRIPTED, SEES_POSE
 from policies.model import ModelOptions
-from policies.residual import ResidualConfig
+from policies.residual import Residual, ResidualConfig, actor_layout
 from train.ppo import PPOConfig
 
 OBSERVATIONS = ("state", "state25", "pixels")
@@ -53,9 +53,17 @@ class TrainConfig:
     """Episodes on which the best checkpoint is chosen."""
     report_episodes: int = 512
     """Other episodes on which the final numbers are reported."""
+    eval_batch: int = 0
+    """Episodes that an evaluation simulates at once, which decides its rounding; 0: 128 on native, else 1,024."""
+    stay_share: float = 1.0
+    """Share of the training episodes that go on after success, so that the policy learns to stay."""
     obs: str = "state"
     """What the residual sees: 'state' (with the sheet's seen pose), 'state25' (the published 25 numbers and nothing
     else) or 'pixels' (pictures and its own joints)."""
+    privileged_base: bool = False
+    """With --obs pixels: allow a base that reads the sheet's true pose; its plan is then hidden from the residual."""
+    blind: bool = False
+    """With --obs pixels: the pictures are blank. The control of what a run learns from its pictures."""
     video: bool = True
     """Write the videos of the report."""
     strict: bool = False
@@ -74,6 +82,9 @@ class TrainConfig:
         for name in ("num_envs", "steps", "eval_episodes", "report_episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.eval_batch < 0:
+            raise ConfigError(f"eval_batch is {self.eval_batch}; give at least 1 episode, or 0 for the default.")
+        self._check_sight()
         if not 0 < self.eval_every <= 1:
             raise ConfigError(f"eval_every is {self.eval_every}; give a share of the steps in (0, 1].")
         if not 0 < self.stop_at_success <= 1:
@@ -86,11 +97,33 @@ class TrainConfig:
             )
         self.task_config(training=True)  # raises for a bad tolerance or episode length
 
+    def _check_sight(self) -> None:
+        """Raise ConfigError unless what the residual sees goes with what the base policy sees."""
+        if self.obs != "pixels":
+            for name in ("privileged_base", "blind"):
+                if getattr(self, name):
+                    raise ConfigError(
+                        f"{name} is for a residual that sees pictures: add --obs pixels, or leave it out."
+                    )
+        elif self.base in SEES_POSE and not self.privileged_base:
+            raise ConfigError(
+                f"base {self.base!r} reads the sheet's true pose, so a residual that sees only pictures could not be "
+                "deployed on it. Choose --base zero, groot or remote, or add --privileged-base: the base's plan is "
+                "then hidden from the residual, and the report says what the base saw."
+            )
+        elif self.privileged_base and self.base not in SEES_POSE:
+            raise ConfigError(f"base {self.base!r} does not read the sheet's pose; leave out --privileged-base.")
+
+    def evaluation_batch(self) -> int:
+        """Episodes that an evaluation simulates at once."""
+        physics = default_backend() if self.physics == "auto" else self.physics
+        return self.eval_batch or (128 if physics == "native" else 1024)
+
     def task_config(self, training: bool, report_tolerances: tuple[float, ...] | None = None) -> TaskConfig:
         """The task's rules in training (shorter episodes) or evaluation."""
         config = TaskConfig(tolerance=self.tolerance)
         if training:
-            config = dataclasses.replace(config, episode_steps=self.episode_steps)
+            config = dataclasses.replace(config, episode_steps=self.episode_steps, stay_share=self.stay_share)
         if report_tolerances:
             config = dataclasses.replace(config, report_tolerances=report_tolerances)
         return config
@@ -125,10 +158,9 @@ class TrainConfig:
         """What the residual sees, or None if it learns from state."""
         return self.render if self.obs == "pixels" else None
 
-    @property
-    def published(self) -> bool:
-        """Whether the residual sees the published observation `state25` alone."""
-        return self.obs == "state25"
+    def make_residual(self, num_features: int) -> Residual:
+        """Networks over a base policy with `num_features` features, told what `obs` says."""
+        return Residual(self.residual, num_features, self.pictures, actor_layout(self.obs, self.base in SEES_POSE))
 
     def load_randomization(self) -> Randomization:
         """The randomization that the run names."""

@@ -42,7 +42,7 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    from train.report import versions
+    from train.provenance import versions
 
     found = versions()
     missing = [name for name, version in found.items() if version == "not installed"]

@@ -24,114 +24,158 @@ from train.statistics import wilson_interval
 class Episodes:
     """What was measured of each episode, first axis [episode]."""
 
-    succeeded: np.ndarray  # bool [episode, tolerance], held long enough at any time
+    succeeded: np.ndarray  # bool [episode, tolerance], held long enough at any time, and never invalid
+    at_end: np.ndarray  # bool [episode, tolerance], succeeded and inside the tolerance in the last control step
     success_step: np.ndarray  # int [episode, tolerance], -1 if never
     final_distance: np.ndarray  # m, sheet centre to goal at the end
     final_yaw: np.ndarray  # rad, rotation left at the end, absolute
     total_reward: np.ndarray  # sum of the task's reward terms up to the first success, or the end
     residual: np.ndarray  # rad, mean absolute correction of a joint target
     residual_rms: np.ndarray  # root mean square of r
-    nonfinite: np.ndarray  # bool, the simulation failed at least once
+    invalid: np.ndarray  # bool, NaN or inf, or the sheet was lost
+    bad_target: np.ndarray  # bool, a target was not finite at least once
+    nonfinite: np.ndarray  # bool, the same, or the simulation failed at least once
     overflow: np.ndarray  # bool, a buffer overflowed at least once
     tolerances: tuple[float, ...]  # m, of the columns of `succeeded`
     seconds: float  # wall time, compilation included
+    qpos: np.ndarray | None = None  # float32 [time, batch, 9] after each control step of the first episodes
 
     def __len__(self) -> int:
         return len(self.succeeded)
 
     def summary(self) -> dict[str, Any]:
         """Rates with Wilson 95 % intervals and means, ready for JSON. Keys of 'success' are in mm."""
-        success = {}
+        success, at_end = {}, {}
         for i, tolerance in enumerate(self.tolerances):
-            count = int(self.succeeded[:, i].sum())
-            low, high = wilson_interval(count, len(self))
-            steps = self.success_step[self.succeeded[:, i], i]
-            success[f"{1000 * tolerance:g}"] = {
-                "rate": count / len(self),
-                "low": low,
-                "high": high,
-                "median_steps": float(np.median(steps)) if count else None,
-            }
+            solved, mm = self.succeeded[:, i], f"{1000 * tolerance:g}"
+            steps = self.success_step[solved, i]
+            success[mm] = {**_rate(solved), "median_steps": float(np.median(steps)) if solved.any() else None}
+            at_end[mm] = _rate(self.at_end[:, i])
         return {
             "episodes": len(self),
             "success": success,
+            "success_at_end": at_end,
             "final_distance_mm": 1000 * float(self.final_distance.mean()),
             "final_yaw_deg": float(np.degrees(self.final_yaw.mean())),
             "mean_return": float(self.total_reward.mean()),
             "mean_residual_rad": float(self.residual.mean()),
             "residual_rms": float(np.sqrt((self.residual_rms**2).mean())),
+            "invalid_episodes": int(self.invalid.sum()),
+            "bad_target_episodes": int(self.bad_target.sum()),
             "nonfinite_episodes": int(self.nonfinite.sum()),
             "overflow_episodes": int(self.overflow.sum()),
             "seconds": self.seconds,
         }
 
 
-class Evaluator:
-    """Evaluates one base policy with a residual in one environment; compiled once, used for any learner."""
+def _rate(succeeded: np.ndarray) -> dict[str, float]:
+    """Share of the episodes and its Wilson 95 % interval."""
+    low, high = wilson_interval(int(succeeded.sum()), len(succeeded))
+    return {"rate": float(succeeded.mean()), "low": low, "high": high}
 
-    def __init__(self, env: PaperReturnEnv, base: BasePolicy, residual: Residual, mode: str = MEAN, noise: float = 0.0):
-        """env must have been built with auto_reset=False."""
+
+class Evaluator:
+    """Evaluates one base policy with a residual in one environment; compiled once, used for any learner.
+
+    Episodes run in batches of `env.num_envs`, the last one filled up with episodes that are not counted. XLA rounds
+    differently for other shapes, and over 400 control steps such a difference grows until some episodes end elsewhere:
+    so episode i of a seed is the same for any number of episodes, bit for bit on `native`, but not for another batch.
+    """
+
+    def __init__(
+        self,
+        env: PaperReturnEnv,
+        base: BasePolicy,
+        residual: Residual,
+        mode: str = MEAN,
+        noise: float = 0.0,
+        blind: bool = False,
+    ):
+        """env must have been built with auto_reset=False. blind: see `Roller`."""
         if env.auto_reset:
             raise ConfigError("evaluation needs PaperReturnEnv(..., auto_reset=False): episodes run full length.")
         self.env = env
+        self._roller = Roller(env, base, residual, _keep, mode=mode, noise=noise, blind=blind)
+        self.base = self._roller.base
+        """The base policy, bound to `env`."""
 
-        def keep(pending, transition, result):
-            del transition
-            task_reward = sum(v for k, v in result.terms.items() if not k.startswith("residual_"))
-            return {
-                "reward": jnp.where(result.last.succeeded[:, 0] & ~result.success, 0.0, task_reward),
-                "residual": jnp.mean(jnp.abs(pending.residual), -1),
-                "square": jnp.mean(pending.residual**2, -1),
-                "nonfinite": result.last.nonfinite,
-                "overflow": result.last.physics.overflow != 0,
-            }
+    @property
+    def sees_pictures(self) -> bool:
+        """Whether the policy is shown pictures, and not only blank ones."""
+        return self._roller.eyes is not None and not self._roller.eyes.blind
 
-        self._roller = Roller(env, base, residual, keep, mode=mode, noise=noise)
-
-    def variant(self, mode: str, noise: float = 0.0) -> Evaluator:
-        """The same evaluator in another mode; what is compiled is shared."""
+    def variant(self, mode: str, noise: float = 0.0, blind: bool = False) -> Evaluator:
+        """The same evaluator in another mode, or with blank pictures; what is compiled is shared."""
         other = copy.copy(self)
-        other._roller = self._roller.variant(mode, noise)
+        other._roller = self._roller.variant(mode, noise, blind)
         return other
 
-    def __call__(self, learner: Learner, episodes: int, seed: int) -> Episodes:
-        """Run `episodes` episodes; episode i is the same whatever the batch size, for the same seed and backend."""
+    def __call__(self, learner: Learner, episodes: int, seed: int, first: int = 0) -> Episodes:
+        """Run episodes `first` to `first + episodes - 1` of a seed; `first` is a multiple of the batch."""
         if episodes < 1:
             raise ConfigError(f"episodes is {episodes}; it must be at least 1.")
+        if first % self.env.num_envs:
+            raise ConfigError(f"first is {first}; it must be a multiple of the batch, {self.env.num_envs}.")
         begin = time.perf_counter()
-        env, parts = self.env, []
-        for first in range(0, episodes, env.num_envs):
-            carry = self._roller.start(*episode_keys(seed, first, env.num_envs))
+        env, parts, qpos = self.env, [], None
+        for start in range(first, first + episodes, env.num_envs):
+            carry = self._roller.start(*episode_keys(seed, start, env.num_envs))
             carry, kept = self._roller.roll(learner, carry, env.task.config.episode_steps)
-            parts.append(jax.tree.map(np.asarray, (final_state(env, carry.state), kept)))
-        final = jax.tree.map(lambda *x: np.concatenate(x)[:episodes], *[p[0] for p in parts])
-        kept = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :episodes], *[p[1] for p in parts])
-        return Episodes(
-            **final,
-            total_reward=kept["reward"].sum(0),
-            residual=self._roller.mix.authority * kept["residual"].mean(0),
-            residual_rms=np.sqrt(kept["square"].mean(0)),
-            nonfinite=kept["nonfinite"].any(0),
-            overflow=kept["overflow"].any(0),
-            tolerances=env.task.config.report_tolerances,
-            seconds=time.perf_counter() - begin,
-        )
+            final, kept = jax.tree.map(np.asarray, (final_state(env, carry.state), kept))
+            states = kept.pop("qpos")
+            qpos = states[:, :episodes] if qpos is None else qpos
+            parts.append({**final, **self._measured(kept)})  # whole batches: sums round as their shapes have it
+        joined = jax.tree.map(lambda *x: np.concatenate(x)[:episodes], *parts)
+        tolerances = env.task.config.report_tolerances
+        return Episodes(**joined, tolerances=tolerances, seconds=time.perf_counter() - begin, qpos=qpos)
+
+    def _measured(self, kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What `Episodes` keeps [env] of what `_keep` kept [time, env]."""
+        return {
+            "total_reward": kept["reward"].sum(0),
+            "residual": self._roller.mix.authority * kept["residual"].mean(0),
+            "residual_rms": np.sqrt(kept["square"].mean(0)),
+            **{name: kept[name].any(0) for name in ("bad_target", "nonfinite", "overflow")},
+        }
+
+
+def _keep(pending, transition, result) -> dict[str, jax.Array]:
+    """What an evaluation keeps of each control step, each [env, ...]."""
+    del transition
+    task_reward = sum(v for k, v in result.terms.items() if not k.startswith("residual_"))
+    return {
+        "reward": jnp.where(result.last.succeeded[:, 0] & ~result.success, 0.0, task_reward),
+        "residual": jnp.mean(jnp.abs(pending.residual), -1),
+        "square": jnp.mean(pending.residual**2, -1),
+        "bad_target": result.last.bad_target,
+        "nonfinite": result.last.nonfinite,
+        "overflow": result.last.physics.overflow != 0,
+        "qpos": result.last.physics.qpos,
+    }
+
+
+_BATCH = 1 << 30
+"""Tells the keys of batches from those of episodes, which are numbered from 0."""
 
 
 def episode_keys(seed: int, first: int, count: int) -> tuple[jax.Array, jax.Array]:
-    """Keys of a batch and of its episodes first, first + 1, ...: uint32 [2] and [count, 2]. Episode i of a seed is the
-    same whatever batch it is in."""
-    index = jnp.arange(first, first + count)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.PRNGKey(seed), i))(index)
-    return jax.random.fold_in(jax.random.PRNGKey(seed), first), keys
+    """Keys of a batch and of its episodes first, first + 1, ...: uint32 [2] and [count, 2]. Episode i of a seed has
+    the same key whatever batch it is in."""
+    root = jax.random.PRNGKey(seed)
+    keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.arange(first, first + count))
+    return jax.random.fold_in(root, _BATCH + first), keys
 
 
 def final_state(env: PaperReturnEnv, state: State) -> dict[str, jax.Array]:
     """What `Episodes` keeps of the last state of a batch, each [env, ...]."""
     geometry, sheet = env.task.geometry, state.physics.qpos[:, 6:]
+    succeeded = state.succeeded[:, 1:] & ~state.invalid[:, None]
+    over = jax.vmap(geometry.overshoot)(sheet)[:, None]
     return {
-        "succeeded": state.succeeded[:, 1:],
-        "success_step": state.success_step[:, 1:],
+        "succeeded": succeeded,
+        "at_end": succeeded & (over <= jnp.asarray(env.task.config.report_tolerances)),
+        "success_step": jnp.where(succeeded, state.success_step[:, 1:], -1),
         "final_distance": jnp.linalg.norm(jax.vmap(geometry.translation_left)(sheet), axis=-1),
         "final_yaw": jnp.abs(jax.vmap(geometry.rotation_left)(sheet)),
+        "invalid": state.invalid,
     }

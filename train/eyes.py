@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
@@ -10,32 +11,65 @@ from mjx_so101.errors import ConfigError
 from mjx_so101.render import RenderConfig, check_pictures, make_renderer
 from mjx_so101.render.base import available_memory
 from mjx_so101.render.sensor import sense_all, sensor_varies
+from mjx_so101.scene import JOINTS
 from mjx_so101.task import State
+
+NUM_JOINTS = len(JOINTS)
+MOVED = 0.15
+"""rad: no camera of the scene can miss an arm that moved this far."""
 
 
 class Eyes:
     """What the cameras of a batch of environments see at each control step."""
 
-    def __init__(self, config: RenderConfig, env: PaperReturnEnv):
-        """Raises ConfigError for a renderer that cannot work inside jit, an unknown camera, or too many pixels."""
+    def __init__(self, config: RenderConfig, env: PaperReturnEnv, blind: bool = False):
+        """blind: draw nothing; every picture is black, the control of what pictures are worth.
+
+        Raises ConfigError for a renderer that cannot work inside jit, an unknown camera, or too many pixels.
+        """
         if config.renderer != "warp":
             raise ConfigError(
                 f"renderer is {config.renderer!r}; learning from pixels needs 'warp', which draws inside jit."
             )
-        self.config = config
+        self.config, self.blind, self._num_envs = config, blind, env.num_envs
+        if blind:
+            return
         self.renderer = make_renderer(config, env.scene, env.num_envs, env.task.randomization)
         self._sensing = sensor_varies(env.task.randomization)
 
-    def __call__(self, state: State, key: jax.Array) -> dict[str, jax.Array]:
-        """{'pixels/CAMERA': uint8 [env, height, width, 3] sRGB}; jittable."""
+    def __call__(self, state: State, key: jax.Array, sight: bool | jax.Array = True) -> dict[str, jax.Array]:
+        """{'pixels/CAMERA': uint8 [env, height, width, 3] sRGB}, black without `sight`; jittable."""
+        if self.blind:
+            blank = jnp.zeros((self._num_envs, self.config.height, self.config.width, 3), jnp.uint8)
+            return {f"pixels/{name}": blank for name in self.config.cameras}
         rgb = self.renderer.render(state)
         if self._sensing:
             rgb = sense_all(rgb, state.params, key)
+        rgb = rgb * jnp.asarray(sight, jnp.uint8)
         return {f"pixels/{name}": rgb[:, i] for i, name in enumerate(self.config.cameras)}
 
     def check(self, state: State) -> None:
         """Raise HealthError if a picture of `state` shows one colour only; call it from the host."""
-        check_pictures(jax.jit(self.renderer.render)(state), self.config.cameras)
+        if not self.blind:
+            check_pictures(jax.jit(self.renderer.render)(state), self.config.cameras)
+
+
+def picture_faults(vectors: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """How many environments of a rollout saw pictures that cannot be real.
+
+    vectors: {'state': [time, env, size], 'pixels/CAMERA': uint8 [time, env, height, width, 3], ...}; the actor's vector
+    begins with the measured joints. 'constant_pictures' show one colour in every step; 'frozen_pictures' are the same
+    at the first and the last step although the arm moved by more than `MOVED` in between.
+    """
+    pixels = [pictures for name, pictures in vectors.items() if name.startswith("pixels/")]
+    joints = vectors["state"][..., :NUM_JOINTS]
+    moved = jnp.max(jnp.abs(joints[-1] - joints[0]), -1) > MOVED
+    constant = [jnp.all(p.max((2, 3)) == p.min((2, 3)), (0, 2)) for p in pixels]  # [env] each
+    frozen = [jnp.all(p[-1] == p[0], (1, 2, 3)) & moved for p in pixels]
+    return {
+        "constant_pictures": jnp.sum(jnp.any(jnp.stack(constant), 0)),
+        "frozen_pictures": jnp.sum(jnp.any(jnp.stack(frozen), 0)),
+    }
 
 
 def pixel_memory(config: RenderConfig, num_envs: int, unroll: int, minibatches: int, eval_envs: int) -> dict[str, int]:

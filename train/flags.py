@@ -29,13 +29,13 @@ class EvalFlags:
     randomization: str | None = None
     """Preset or file; default is the run's own, or plain."""
     physics: str | None = None
-    """Backend; default is the run's own, or auto."""
+    """Backend; default auto: a run may be evaluated on another machine than it was trained on."""
     sheet_friction: str | None = None
     """'dry' or 'viscous'; default is the run's own, or dry."""
     action: str = "mean"
     """'mean' or 'sample'."""
-    num_envs: int = 512
-    """Episodes simulated at once."""
+    eval_batch: int | None = None
+    """Episodes simulated at once; default the run's own, with which the figures of its report repeat."""
     model: tyro.conf.OmitArgPrefixes[ModelOptions] = dataclasses.field(default_factory=ModelOptions)
     json: str | None = None
     """File for the JSON, or - for standard output."""
@@ -62,5 +62,5 @@ class PlayFlags:
 
 def overrides(flags: Any) -> dict[str, Any]:
     """Fields of a run's configuration that flags of `eval`, `play` or `gate` replace."""
-    names = ("randomization", "physics", "sheet_friction", "model")
-    return {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+    names = ("randomization", "physics", "sheet_friction", "model", "eval_batch")
+    return {name: getattr(flags, name) for name in names if getattr(flags, name, None) is not None}

@@ -25,7 +25,7 @@ from train.flags import overrides
 from train.gate_trial import Trial, check_joints, measure_actions, training_range
 from train.loop import new_folder, prepare_folder
 from train.policy import Policy, load_policy
-from train.report import provenance
+from train.provenance import provenance
 from train.statistics import wilson_interval
 
 STOP, CAUTION, PROCEED = "STOP", "CAUTION", "PROCEED"

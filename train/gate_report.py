@@ -18,6 +18,7 @@ from mjx_so101.task import State
 from policies.base import BasePolicy
 from train.gate_trial import JUMP
 from train.policy import Policy
+from train.provenance import commit_in_words
 
 BRIGHTNESS_OFF = 30.0
 """Grey levels (of 255) between pictures and training data that are worth a warning."""
@@ -218,7 +219,7 @@ def markdown(report: dict[str, Any]) -> str:
         _speed(report["speed"]),
         _pictures(report),
         "## How it was run\n\n"
-        f"Command `{report['command']}`, commit {report['commit']}, {report['device']}, physics {env['physics']}, "
+        f"Command `{report['command']}`, {commit_in_words(report)}, {report['device']}, physics {env['physics']}, "
         f"randomization {env['randomization']['name']}, {env['sheet_friction']} sheet, seed "
         f"{report['settings']['seed']}.",
     ]  # fmt: skip

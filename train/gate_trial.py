@@ -79,6 +79,7 @@ class Trial:
             total_reward=self._joined("reward").sum(0),
             residual=np.zeros(self.count),
             residual_rms=np.zeros(self.count),
+            bad_target=self._joined("bad_target").any(0),
             nonfinite=self._joined("nonfinite").any(0),
             overflow=self._joined("overflow").any(0),
             tolerances=self.env.task.config.report_tolerances,
@@ -124,6 +125,7 @@ def _keep(pending, transition, result) -> dict[str, jax.Array]:
         "target": pending.base_target,
         "qpos": result.last.physics.qpos,
         "reward": jnp.where(result.last.succeeded[:, 0] & ~result.success, 0.0, result.reward),
+        "bad_target": result.last.bad_target,
         "nonfinite": result.last.nonfinite,
         "overflow": result.last.physics.overflow != 0,
     }

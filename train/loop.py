@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import signal
 import time
@@ -18,16 +19,17 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from mjx_so101.errors import CheckpointError, ConfigError, HealthError
+from mjx_so101.errors import CheckpointError, ConfigError
 from policies.base import make_base
 from policies.model import OF_THE_MACHINE, ModelOptions
-from policies.residual import Learner, Residual, layout_sizes
+from policies.residual import Learner
 from train import checkpoint
 from train.config import TrainConfig
 from train.evaluate import Evaluator
-from train.eyes import check_memory
+from train.eyes import check_memory, picture_faults
+from train.health import UpdateWatch, count_faults, refuse_faults, refuse_pictures
 from train.ppo import PPO
-from train.report import command
+from train.provenance import command
 from train.rollout import SAMPLE, Carry, ResidualCosts, Roller
 
 SELECTION_SEED = 1_000_003
@@ -41,22 +43,23 @@ class Trainer:
     def __init__(self, config: TrainConfig, out: Path):
         self.config, self.out = config, Path(out)
         randomization = config.load_randomization()
-        eval_envs = min(config.eval_episodes, 1024)
+        eval_envs = config.evaluation_batch()
         if config.pictures:
             sizes = (config.num_envs, config.ppo.unroll, config.ppo.minibatches, eval_envs)
             print(check_memory(config.pictures, *sizes))
 
         self.env = config.environment(config.num_envs, training=True, randomization=randomization)
         self.base = make_base(config.base, self.env.task, config.model)
-        self.residual = Residual(config.residual, self.base.num_features, config.pictures, config.published)
+        self.residual = config.make_residual(self.base.num_features)
         updates = -(-config.steps // (config.num_envs * config.ppo.unroll))
         self.ppo = PPO(config.ppo, self.residual, updates)
         costs = ResidualCosts(config.ppo.residual_cost, config.ppo.residual_change_cost)
-        self.roller = Roller(
-            self.env, self.base, self.residual, _keep, mode=SAMPLE, costs=costs, discount=config.ppo.discount
-        )
+        keep = functools.partial(_keep, replay=config.strict)
+        self.roller = Roller(self.env, self.base, self.residual, keep, mode=SAMPLE, costs=costs, blind=config.blind)
         self.eval_env = config.environment(eval_envs, training=False, randomization=randomization)
-        self.evaluator = Evaluator(self.eval_env, self.base, self.residual)
+        self.evaluator = Evaluator(self.eval_env, self.base, self.residual, blind=config.blind)
+        self._watch = UpdateWatch(config.num_envs * config.ppo.unroll)
+        self._picture_faults = jax.jit(picture_faults)
         self._start_fresh()
 
     def _start_fresh(self) -> None:
@@ -82,10 +85,15 @@ class Trainer:
         self.carry, (data, seen) = self.roller.roll(self.learner, self.carry, self.config.ppo.unroll)
         jax.block_until_ready(self.carry.last_residual)
         rolled = time.perf_counter()
+        fault = seen.pop("fault", None)
+        if fault is not None:
+            refuse_faults(fault, self.out)
         self.key, key = jax.random.split(self.key)
+        self.carry = self.roller.refilled(self.carry)
         last = self.roller.value_vectors(self.carry)
+        pictures = self._picture_faults(data.vectors) if self.config.pictures and not self.config.blind else {}
         self.learner, self.opt_state, losses = self.ppo.update(self.learner, self.opt_state, data, last, key)
-        losses = {name: float(value) for name, value in losses.items()}
+        losses = {name: float(value) for name, value in {**losses, **pictures}.items()}
         done = time.perf_counter()
         if compiling:
             self.seconds["compile"] += done - begin
@@ -152,7 +160,7 @@ class Trainer:
     def _meta(self) -> dict[str, Any]:
         return {
             "config": self.config.to_dict(),
-            "layout": layout_sizes(self.base.num_features, self.config.pictures, self.config.published),
+            "layout": self.residual.layout,
             "physics": self.env.physics.name,
             "steps": self.steps,
             "best": self.best,
@@ -251,27 +259,21 @@ class Trainer:
         return (self.steps - first) / spent if spent > 1e-6 else float("nan")
 
     def _check(self, metrics: dict[str, float]) -> None:
-        if self.config.strict and metrics["overflow"] + metrics["nonfinite"] > 0:
-            raise HealthError(
-                f"{metrics['overflow']:.0f} buffer overflows and {metrics['nonfinite']:.0f} non-finite states in one "
-                f"rollout, first in env {metrics['bad_env']:.0f}; run without --strict to count them instead."
-            )
-        if not np.isfinite(metrics["policy_loss"] + metrics["value_loss"]):
-            raise HealthError(f"the PPO loss is not finite at {self.steps} steps; lower --learning-rate.")
+        if self.config.strict:
+            refuse_pictures(metrics)
+        self._watch.check(metrics, self.steps)
 
 
-def _keep(pending, transition, result):
-    """What training keeps of each step: the transition and a few counts per environment."""
-    bad = result.last.nonfinite | (result.last.physics.overflow != 0)
+def _keep(pending, transition, result, replay: bool):
+    """What training keeps of each step: the transition and a few counts."""
+    solved = result.last.succeeded[:, 0] & ~result.last.invalid
     return transition, {
         "reward": jnp.mean(result.reward),
         "terms": {name: jnp.mean(value) for name, value in result.terms.items()},
         "episodes": jnp.sum(result.done),
-        "successes": jnp.sum(result.success),
+        "successes": jnp.sum(result.done & solved),
         "residual": jnp.mean(jnp.abs(pending.residual)),
-        "overflow": jnp.sum(result.last.physics.overflow != 0),
-        "nonfinite": jnp.sum(result.last.nonfinite),
-        "bad_env": jnp.where(jnp.any(bad), jnp.argmax(bad), -1),
+        **count_faults(pending, result, replay),
     }
 
 
@@ -283,9 +285,7 @@ def _summarize(seen: dict[str, Any]) -> dict[str, float]:
         "success": float(seen["successes"].sum() / episodes) if episodes else float("nan"),
         "episodes": float(episodes),
         "residual": float(seen["residual"].mean()),
-        "overflow": float(seen["overflow"].sum()),
-        "nonfinite": float(seen["nonfinite"].sum()),
-        "bad_env": float(seen["bad_env"].max()),
+        **{name: float(seen[name].sum()) for name in ("overflow", "nonfinite", "bad_target", "invalid")},
     }
     return {**out, **{f"reward_{name}": float(value.mean()) for name, value in seen["terms"].items()}}
 

@@ -12,7 +12,7 @@ import numpy as np
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError
 from policies.base import BasePolicy, make_base
-from policies.residual import Learner, Residual, layout_sizes
+from policies.residual import Learner, Residual
 from train import checkpoint
 from train.config import TrainConfig
 from train.loop import REPORT_SEED, saved_config
@@ -70,19 +70,24 @@ def load_policy(
     policy = _untrained(str(run), config, tolerances)
     path = Path(run) / "checkpoints" / "best"
     meta = checkpoint.read_meta(path)
-    layout = layout_sizes(policy.base.num_features, config.pictures, config.published)
-    checkpoint.check_same(path, meta["layout"], layout, "observation layout")
+    checkpoint.check_same(path, meta["layout"], policy.residual.layout, "observation layout")
     return dataclasses.replace(policy, learner=checkpoint.restore(path, "learner", policy.learner))
 
 
 def base_alone(config: TrainConfig, tolerances: tuple[float, ...] = (0.005, 0.010, 0.020)) -> Policy:
     """The base policy of a training run without a residual: alpha 0, and nothing that sees pictures."""
-    alone = dataclasses.replace(config, obs="state", residual=dataclasses.replace(config.residual, alpha=0.0))
+    alone = dataclasses.replace(
+        config,
+        obs="state",
+        privileged_base=False,
+        blind=False,
+        residual=dataclasses.replace(config.residual, alpha=0.0),
+    )
     return _untrained(config.base, alone, tolerances)
 
 
 def _untrained(name: str, config: TrainConfig, tolerances: tuple[float, ...]) -> Policy:
     task = config.environment(1, training=False, report_tolerances=tolerances).task
     base = make_base(config.base, task, config.model)
-    residual = Residual(config.residual, base.num_features, config.pictures, config.published)
+    residual = config.make_residual(base.num_features)
     return Policy(name, config, tolerances, base, residual, residual.init(jax.random.PRNGKey(0)))

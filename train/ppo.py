@@ -63,6 +63,7 @@ class Batch:
     log_prob: jax.Array
     advantage: jax.Array
     value_target: jax.Array
+    weight: jax.Array  # 1, or 0 for a row that must not be learned from
 
 
 class PPO:
@@ -73,7 +74,8 @@ class PPO:
         self.config, self.residual = config, residual
         steps = updates * config.epochs * config.minibatches
         rate = optax.linear_schedule(config.learning_rate, config.final_learning_rate, steps)
-        self.optimizer = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate))
+        adam = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate))
+        self.optimizer = optax.apply_if_finite(adam, max_consecutive_errors=_NEVER)  # else: no step, but counted
         self._gradient_step = gradients.gradient_update_fn(self.loss, self.optimizer, pmap_axis_name=None, has_aux=True)
         # XLA for CPUs compiles gradients of convolutions well outside loops only: 30 times faster than in a scan
         from_host = residual.render is not None and jax.default_backend() == "cpu"
@@ -88,37 +90,43 @@ class PPO:
         self, learner: Learner, opt_state: optax.OptState, data: Transition, last: dict[str, jax.Array], key: jax.Array
     ) -> tuple[Learner, optax.OptState, dict[str, jax.Array]]:
         """One PPO update from transitions [time, env, ...]; `last` are the vectors after the last step."""
-        learner, batch, orders = self._begin(learner, data, last, key)
+        learner, batch, orders, faults = self._begin(learner, data, last, key)
 
         def minibatch(carry, rows):
             return self._minibatch(carry, learner.normalizer, batch, rows)
 
-        (parameters, opt_state), metrics = jax.lax.scan(minibatch, (_parameters(learner), opt_state), orders)
-        return learner.replace(**parameters), opt_state, jax.tree.map(jnp.mean, metrics)
+        (parameters, after), metrics = jax.lax.scan(minibatch, (_parameters(learner), opt_state), orders)
+        metrics = {**_mean_of_finite(metrics), **faults, **_skipped(opt_state, after)}
+        return learner.replace(**parameters), after, metrics
 
     def _update_from_host(
         self, learner: Learner, opt_state: optax.OptState, data: Transition, last: dict[str, jax.Array], key: jax.Array
     ) -> tuple[Learner, optax.OptState, dict[str, jax.Array]]:
         """`_update` with one call for each minibatch."""
-        learner, batch, orders = self._jitted_begin(learner, data, last, key)
+        learner, batch, orders, faults = self._jitted_begin(learner, data, last, key)
         carry, seen = (_parameters(learner), opt_state), []
         for rows in orders:
             carry, metrics = self._jitted_minibatch(carry, learner.normalizer, batch, rows)
             seen.append(metrics)
-        parameters, opt_state = carry
-        return learner.replace(**parameters), opt_state, jax.tree.map(lambda *x: jnp.mean(jnp.stack(x)), *seen)
+        parameters, after = carry
+        metrics = _mean_of_finite(jax.tree.map(lambda *x: jnp.stack(x), *seen))
+        return learner.replace(**parameters), after, {**metrics, **faults, **_skipped(opt_state, after)}
 
     def _begin(
         self, learner: Learner, data: Transition, last: dict[str, jax.Array], key: jax.Array
-    ) -> tuple[Learner, Batch, jax.Array]:
-        """The learner with new statistics, what to learn from, and the rows [epochs * minibatches, rows] to take."""
+    ) -> tuple[Learner, Batch, jax.Array, dict[str, jax.Array]]:
+        """The learner with new statistics, what to learn from, the rows [epochs * minibatches, rows] to take, and how
+        many rows are left out because of what."""
+        data, faults = _without_faults(data)
+        sound = faults.pop("sound")
         counted = {name: data.vectors[name] for name in self.residual.sizes}  # pixels need no statistics
-        learner = learner.replace(normalizer=running_statistics.update(learner.normalizer, counted))
-        batch = self._batch(learner, data, last)
+        learner = learner.replace(normalizer=_counted(learner.normalizer, counted, sound))
+        batch = self._batch(learner, data, last, sound)
+        faults["bad_rows"] = jnp.sum(batch.weight == 0)
         rows = batch.raw.shape[0]
         keys = jax.random.split(key, self.config.epochs)
         orders = jnp.stack([jax.random.permutation(key, rows) for key in keys])
-        return learner, batch, orders.reshape(self.config.epochs * self.config.minibatches, -1)
+        return learner, batch, orders.reshape(self.config.epochs * self.config.minibatches, -1), faults
 
     def _minibatch(self, carry: tuple[Any, optax.OptState], normalizer, batch: Batch, rows: jax.Array):
         """One step of the optimizer on some rows; carry: parameters and optimizer state. Gives them and metrics."""
@@ -129,52 +137,103 @@ class PPO:
         )
         return (parameters, opt_state), metrics
 
-    def _batch(self, learner: Learner, data: Transition, last: dict[str, jax.Array]) -> Batch:
-        """Log-probabilities, advantages and value targets. A time-out counts as an end here, because its
-        bootstrap is already in the reward."""
+    def _batch(self, learner: Learner, data: Transition, last: dict[str, jax.Array], sound: jax.Array) -> Batch:
+        """Advantages and value targets; `sound` [time, env] says which rows may be learned from.
+
+        A time-out counts as an end here, because its bootstrap joins the reward. Rows that are left out cut the sum of
+        the advantages, as do those whose next value is not finite. The log-probabilities are those of the policy that
+        acted, under the input statistics of that time; the new statistics shift the first ratios a little away from 1.
+        """
         config = self.config
-        values = self.residual.value(learner, data.vectors)
+        values = jnp.concatenate([self.residual.value(learner, data.vectors), self.residual.value(learner, last)[None]])
+        known = jnp.isfinite(values)
+        learned = sound & known[:-1] & (known[1:] | data.done)
+        values = jnp.where(known, values, 0.0)
+        # brax's advantage is r + gamma * (lambda-return of the next state) - V, as V-trace has it, not GAE's sum
         targets, advantages = compute_gae(
-            truncation=jnp.zeros_like(data.reward),
+            truncation=1.0 - learned,
             termination=data.done.astype(jnp.float32),
-            rewards=data.reward,
-            values=values,
-            bootstrap_value=self.residual.value(learner, last),
+            rewards=data.reward + config.discount * data.bootstrap,
+            values=values[:-1],
+            bootstrap_value=values[-1],
             lambda_=config.gae_lambda,
             discount=config.discount,
         )
-        log_prob = self._log_prob(learner, data)
-        batch = Batch(data.vectors, data.raw, log_prob, advantages, targets)
+        weight = learned.astype(jnp.float32)
+        batch = Batch(data.vectors, data.raw, data.log_prob, advantages, targets, weight)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-
-    def _log_prob(self, learner: Learner, data: Transition) -> jax.Array:
-        """[time, env]; step by step if there are pictures, whose features would not fit all at once."""
-
-        def of(part: Transition) -> jax.Array:
-            return self.residual.distribution.log_prob(self.residual.logits(learner, part.vectors), part.raw)
-
-        return of(data) if self.residual.render is None else jax.lax.map(of, data)
 
     def loss(self, parameters: dict[str, Any], normalizer, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Clipped surrogate + value error - entropy; advantages are normalized over the minibatch."""
         config = self.config
         learner = Learner(normalizer=normalizer, **parameters)
+
+        def mean(x: jax.Array) -> jax.Array:
+            return jnp.sum(batch.weight * x) / jnp.maximum(jnp.sum(batch.weight), 1.0)
+
         logits = self.residual.logits(learner, batch.vectors)
         log_ratio = self.residual.distribution.log_prob(logits, batch.raw) - batch.log_prob
+        log_ratio = jnp.where(batch.weight > 0, log_ratio, 0.0)
         ratio = jnp.exp(log_ratio)
-        advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
+        centred = batch.advantage - mean(batch.advantage)
+        advantage = centred / (jnp.sqrt(mean(centred**2)) + 1e-8)
         clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
-        policy_loss = -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
-        value_loss = jnp.mean((self.residual.value(learner, batch.vectors) - batch.value_target) ** 2)
-        entropy = jnp.mean(self.residual.distribution.entropy(logits, jax.random.PRNGKey(0)))
+        policy_loss = -mean(jnp.minimum(ratio * advantage, clipped * advantage))
+        value_loss = mean((self.residual.value(learner, batch.vectors) - batch.value_target) ** 2)
+        entropy = mean(self.residual.distribution.entropy(logits, jax.random.PRNGKey(0)))
         total = policy_loss + config.value_cost * value_loss - config.entropy_cost * entropy
         return total, {
             "policy_loss": policy_loss,
             "value_loss": value_loss,
             "entropy": entropy,
-            "kl": jnp.mean(ratio - 1 - log_ratio),
-            "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > config.clip),
+            "kl": mean(ratio - 1 - log_ratio),
+            "clip_fraction": mean(jnp.abs(ratio - 1) > config.clip),
         }
+
+
+_NEVER = 2**31 - 1
+
+
+def _without_faults(data: Transition) -> tuple[Transition, dict[str, jax.Array]]:
+    """The transitions with zeros in rows that are not finite; which rows are sound [time, env], and how many are not
+    because of their vectors, their action, its log-probability, or their reward or bootstrap."""
+
+    def finite(x: jax.Array) -> jax.Array:
+        return jnp.all(jnp.isfinite(x).reshape(*data.done.shape, -1), -1)
+
+    vectors = [value for value in data.vectors.values() if jnp.issubdtype(value.dtype, jnp.floating)]
+    checks = {
+        "bad_vectors": [*vectors],
+        "bad_actions": [data.raw],
+        "bad_log_probs": [data.log_prob],
+        "bad_rewards": [data.reward, data.bootstrap],
+    }
+    good = {name: jnp.all(jnp.stack([finite(x) for x in parts]), 0) for name, parts in checks.items()}
+    sound = jnp.all(jnp.stack([*good.values()]), 0)
+
+    def clean(x: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return jnp.where(sound.reshape(*sound.shape, *[1] * (x.ndim - 2)), x, 0.0)
+
+    counts = {name: jnp.sum(~rows) for name, rows in good.items()}
+    return jax.tree.map(clean, data), {"sound": sound, **counts}
+
+
+def _counted(statistics, vectors: dict[str, jax.Array], sound: jax.Array):
+    """Input statistics with the sound rows of `vectors`; brax divides by zero where there are none."""
+    updated = running_statistics.update(statistics, vectors, weights=sound.astype(jnp.float32))
+    return jax.tree.map(lambda new, old: jnp.where(jnp.any(sound), new, old), updated, statistics)
+
+
+def _mean_of_finite(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Means over minibatches; those that were skipped are counted by `_skipped`."""
+    return jax.tree.map(jnp.nanmean, metrics)
+
+
+def _skipped(before: optax.OptState, after: optax.OptState) -> dict[str, jax.Array]:
+    """How many steps of the optimizer were left out because a gradient was not finite."""
+    return {"skipped_updates": after.total_notfinite - before.total_notfinite}
 
 
 def _parameters(learner: Learner) -> dict[str, Any]:

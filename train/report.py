@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,86 +18,25 @@ from mjx_so101.errors import ConfigError
 from policies.base import BasePolicy
 from policies.residual import Learner, Residual
 from train.evaluate import Evaluator
+from train.provenance import commit_in_words, provenance
 from train.rollout import BASE, MEAN, NOISE, SAMPLE, Roller
 from train.video import write_videos
 
-_PACKAGES = ("mjx-so101", "jax", "jaxlib", "mujoco", "mujoco-mjx", "warp-lang", "brax", "flax", "optax", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that make the numbers."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def device() -> str:
-    """What JAX computes on, in words."""
-    first = jax.devices()[0]
-    return first.device_kind if first.platform != "cpu" else f"CPU, {_cores()} cores, {_cpu_name()}"
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0))
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
-
-
-def commit() -> str:
-    """Commit of the checkout that this code runs from, '-dirty' if changed; 'unknown' outside a checkout."""
-    folder = Path(__file__).resolve().parent
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=folder, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return result.stdout.strip()
-
-
-def command() -> str:
-    """The command line that runs, as a user would type it."""
-    words = sys.orig_argv
-    if "-m" in words[1:3]:
-        module, rest = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
-        return shlex.join([*(["so101"] if module == "train.cli" else ["python", "-m", module]), *rest])
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def provenance() -> dict[str, Any]:
-    """Command, commit, device and versions: what every recorded number carries."""
-    return {
-        "command": command(),
-        "commit": commit(),
-        "device": device(),
-        "versions": versions(),
-    }
+BLIND = "blind"
 
 
 def compare_policies(evaluator: Evaluator, learner: Learner, episodes: int, seed: int) -> dict[str, dict[str, Any]]:
     """Summaries of base, mean action, sampled action, and base + noise as large as the mean residual, on the same
-    episodes."""
+    episodes; of a policy that sees pictures also 'blind', its mean action on blank ones."""
     mean = evaluator.variant(MEAN)(learner, episodes, seed).summary()
     others = {
         name: evaluator.variant(name, mean["residual_rms"])(learner, episodes, seed).summary()
         for name in (BASE, SAMPLE, NOISE)
     }
-    return {BASE: others[BASE], MEAN: mean, SAMPLE: others[SAMPLE], NOISE: others[NOISE]}
+    results = {BASE: others[BASE], MEAN: mean, SAMPLE: others[SAMPLE], NOISE: others[NOISE]}
+    if evaluator.sees_pictures:
+        results[BLIND] = evaluator.variant(MEAN, blind=True)(learner, episodes, seed).summary()
+    return results
 
 
 def record_episodes(
@@ -210,7 +144,7 @@ def _markdown(report: dict[str, Any]) -> str:
     lines = [
         f"# {config['base']} + residual under {env['randomization']['name']} ({env['sheet_friction']} sheet)",
         "",
-        f"Command `{report['command']}`, commit {report['commit']}, {report['device']}, physics {env['physics']}.",
+        f"Command `{report['command']}`, {commit_in_words(report)}, {report['device']}, physics {env['physics']}.",
         f"{report['steps']:,} control steps of {config['num_envs']} environments, "
         f"{report['steps_per_second'] or 0:,.0f} steps/s; {spent['total']:.0f} s with compilation "
         f"({spent['compile']:.0f} s) and evaluation ({spent['evaluation']:.0f} s)"

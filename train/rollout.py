@@ -34,16 +34,17 @@ class Mix(NamedTuple):
     sample: float  # times the policy's own deviation from its mean
     noise: float  # standard deviation of white noise
     authority: float  # rad, correction of a joint target at r = 1
+    sight: bool = True  # False: the actor's pictures are blank
 
     @classmethod
-    def of(cls, mode: str, authority: float, noise: float = 0.0) -> Mix:
+    def of(cls, mode: str, authority: float, noise: float = 0.0, blind: bool = False) -> Mix:
         """The numbers of a mode by name."""
         require_choice("mode", mode, (MEAN, SAMPLE, NOISE, BASE))
         return {
-            MEAN: cls(1.0, 0.0, 0.0, authority),
-            SAMPLE: cls(1.0, 1.0, 0.0, authority),
-            NOISE: cls(0.0, 0.0, noise, authority),
-            BASE: cls(1.0, 0.0, 0.0, 0.0),
+            MEAN: cls(1.0, 0.0, 0.0, authority, not blind),
+            SAMPLE: cls(1.0, 1.0, 0.0, authority, not blind),
+            NOISE: cls(0.0, 0.0, noise, authority, not blind),
+            BASE: cls(1.0, 0.0, 0.0, 0.0, not blind),
         }[mode]
 
 
@@ -66,8 +67,10 @@ class Pending:
     ctrl: jax.Array  # [env, substeps, 6]
     vectors: dict[str, jax.Array]
     raw: jax.Array  # [env, 6] unclipped residual
-    residual: jax.Array  # [env, 6] r
+    log_prob: jax.Array  # [env] of `raw` for the policy that acted
+    residual: jax.Array  # [env, 6] r, 0 where it is not finite
     base_target: jax.Array  # [env, 6]
+    asked: jax.Array  # [env, 6] base_target with the residual, before the clip to the joint limits
 
 
 class Transition(NamedTuple):
@@ -75,7 +78,9 @@ class Transition(NamedTuple):
 
     vectors: dict[str, jax.Array]
     raw: jax.Array
-    reward: jax.Array  # with gamma V(terminal observation) added where time ran out
+    log_prob: jax.Array  # of the policy that acted
+    reward: jax.Array
+    bootstrap: jax.Array  # V(last state of the episode) where time ran out, else 0
     done: jax.Array
 
 
@@ -97,27 +102,28 @@ class Roller:
         keep: Callable[[Pending, Transition, StepResult], Any],
         mode: str = SAMPLE,
         costs: ResidualCosts | None = None,
-        discount: float = 0.99,
         noise: float = 0.0,
+        blind: bool = False,
     ):
         """keep: what to keep of each step, a pytree. mode: 'mean', 'sample', 'base' or 'noise' (`noise` is then the
-        standard deviation of r)."""
+        standard deviation of r). blind: the actor's pictures are never drawn, but blank."""
         self.env, self.base, self.residual, self.keep = env, base.for_env(env), residual, keep
-        self.costs, self.discount = costs or ResidualCosts(), discount
+        self.costs = costs or ResidualCosts()
         self.mix = Mix.of(mode, residual.authority, noise)
-        self.eyes = Eyes(residual.render, env) if residual.render else None
+        self.eyes = Eyes(residual.render, env, blind) if residual.render else None
         self._act = jax.jit(self.act)
         self._last = jax.jit(self._settle_and_keep)
         self._between = jax.jit(self._settle_and_act)
         self._step = jax.jit(self._whole_step)
         # the old carry's buffers become the new one's: Warp then meets few sets of buffers, see `graphs.graph_mode`
         self._scan = jax.jit(self._scan_steps, static_argnames="steps", donate_argnames="carry")
-        self.value_vectors = jax.jit(self._value_vectors)
+        self.value_vectors = jax.jit(lambda carry: self.value_vectors_of(carry.base, carry.state))
+        """The critic's input in the state of a carry, for the value after the last step of a rollout."""
 
-    def variant(self, mode: str, noise: float = 0.0) -> Roller:
-        """The same roller in another mode; what is compiled is shared."""
+    def variant(self, mode: str, noise: float = 0.0, blind: bool = False) -> Roller:
+        """The same roller in another mode; what is compiled is shared, so nothing but `mix` may differ."""
         other = copy.copy(self)
-        other.mix = Mix.of(mode, self.residual.authority, noise)
+        other.mix = Mix.of(mode, self.residual.authority, noise, blind)
         return other
 
     def start(self, key: jax.Array, episode_keys: jax.Array | None = None) -> Carry:
@@ -131,32 +137,38 @@ class Roller:
     def act(self, learner: Learner, carry: Carry, mix: Mix) -> Pending:
         """Observe, ask the base policy, add the residual; gives what physics needs."""
         task = self.env.task
-        key, key_base, key_residual = jax.random.split(carry.key, 3)
+        key, key_base, key_residual, key_picture = jax.random.split(carry.key, 4)
         seen = jax.vmap(task.observe)(carry.state)
         base_carry, chunk = self.base.chunk(carry.base, seen, key_base, seen.new_episode)
         base_target = chunk[:, 0]
         features = self.base.features(base_carry)
         last = jnp.where(seen.new_episode[:, None], 0.0, carry.last_residual)
         vectors = {
-            "state": jax.vmap(lambda *x: actor_vector(task, *x, self.eyes is not None, self.residual.published))(
+            "state": jax.vmap(lambda *x: actor_vector(task, *x, layout=self.residual.actor_layout))(
                 seen, base_target, features, last
             ),
             "privileged_state": jax.vmap(lambda *x: critic_vector(task, *x))(carry.state, features),
         }
         if self.eyes:
-            vectors |= self.eyes(carry.state, jax.random.fold_in(carry.key, 1))
-        raw = self._raw_residual(learner, vectors, key_residual, mix)
+            vectors |= self.eyes(carry.state, key_picture, mix.sight)
+        raw, log_prob = self._raw_residual(learner, vectors, key_residual, mix)
         r = jnp.clip(raw, -1.0, 1.0)
-        state, fields, ctrl = self.env.begin_step(carry.state, blend(base_target, r, mix.authority))
+        asked = blend(base_target, r, mix.authority)  # a NaN stays one: `command` does not take it, and says so
+        r = jnp.where(jnp.isfinite(r), r, 0.0)
+        state, fields, ctrl = self.env.begin_step(carry.state, asked)
         carry = Carry(state=state, base=base_carry, last_residual=last, key=key)
-        return Pending(carry, fields, ctrl, vectors, raw, r, base_target)
+        return Pending(carry, fields, ctrl, vectors, raw, log_prob, r, base_target, asked)
 
-    def _raw_residual(self, learner: Learner, vectors: dict[str, jax.Array], key: jax.Array, mix: Mix) -> jax.Array:
+    def _raw_residual(
+        self, learner: Learner, vectors: dict[str, jax.Array], key: jax.Array, mix: Mix
+    ) -> tuple[jax.Array, jax.Array]:
+        """Unclipped r [env, 6] and its log-probability [env]."""
         key_sample, key_noise = jax.random.split(key)
         logits = self.residual.logits(learner, vectors)
         mean = self.residual.distribution.mode(logits)
         deviation = self.residual.distribution.sample_no_postprocessing(logits, key_sample) - mean
-        return mix.mean * mean + mix.sample * deviation + mix.noise * jax.random.normal(key_noise, mean.shape)
+        raw = mix.mean * mean + mix.sample * deviation + mix.noise * jax.random.normal(key_noise, mean.shape)
+        return raw, self.residual.distribution.log_prob(logits, raw)
 
     def settle(self, learner: Learner, pending: Pending, physics) -> tuple[Carry, Transition, StepResult]:
         """Take in the state after physics: reward, bootstrap of time-outs, automatic reset."""
@@ -168,19 +180,36 @@ class Roller:
             "residual_change": -self.costs.change * jnp.sum(change**2, -1),
         }
         result = result.replace(terms=terms, reward=sum(terms.values(), jnp.zeros(self.env.num_envs)))
-        features = self.base.features(pending.carry.base)
-        terminal = jax.vmap(lambda s, f: critic_vector(self.env.task, s, f))(result.last, features)
         out_of_time = result.truncated & ~result.terminated
-        value = self.residual.value(learner, {"privileged_state": terminal})
-        reward = result.reward + self.discount * jnp.where(out_of_time, value, 0.0)
+        terminal = self.value_vectors_of(pending.carry.base, result.last)
+        value = self.residual.value(learner, terminal)
         carry = pending.carry.replace(state=state, last_residual=pending.residual)
-        return carry, Transition(pending.vectors, pending.raw, reward, result.done), result
+        transition = Transition(
+            vectors=pending.vectors,
+            raw=pending.raw,
+            log_prob=pending.log_prob,
+            reward=result.reward,
+            bootstrap=jnp.where(out_of_time, value, 0.0),
+            done=result.done,
+        )
+        return carry, transition, result
 
-    def _value_vectors(self, carry: Carry) -> dict[str, jax.Array]:
-        """The critic's input in the state reached, for the value after the last step of a rollout."""
-        features = self.base.features(carry.base)
+    def value_vectors_of(self, base_carry: Any, state: State) -> dict[str, jax.Array]:
+        """The critic's input in `state`, with what the base policy would tell of its plan once it has seen it.
+
+        A model's chunk that is used up cannot be renewed here; its features then tell just that.
+        """
         task = self.env.task
-        return {"privileged_state": jax.vmap(lambda s, f: critic_vector(task, s, f))(carry.state, features)}
+        seen = jax.vmap(task.observe)(state)
+        base_carry, _ = self.base.chunk(base_carry, seen, None, seen.new_episode)
+        features = self.base.features(base_carry)
+        return {"privileged_state": jax.vmap(lambda s, f: critic_vector(task, s, f))(state, features)}
+
+    def refilled(self, carry: Carry) -> Carry:
+        """The carry with chunks renewed where they are due; `value_vectors` then knows the plan to come."""
+        if self.base.jittable:
+            return carry
+        return carry.replace(base=self.base.refill(carry.base, carry.state))
 
     # -- whole rollouts ----------------------------------------------------------------------------------------------
     def roll(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
@@ -205,7 +234,7 @@ class Roller:
         """The base policy's model runs on the host between control steps."""
         kept = []
         for _ in _counted(steps):
-            carry = carry.replace(base=self.base.refill(carry.base, carry.state))
+            carry = self.refilled(carry)
             if self.env.jittable:
                 carry, keep = self._step(learner, carry, self.mix)
             else:

@@ -120,7 +120,7 @@ class Gr00tPolicy:
                 padded. None: what fits into the GPU's free memory, at most 160; on the CPU the whole batch.
             compile: let torch.compile fuse the model, anew for each size of a pass of 16 or more (a minute or two
                 each the first time).
-            fp8: the large linear layers in fp8; faster and less exact, see bench/results/h100_groot.json.
+            fp8: the large linear layers in fp8; faster and less exact, see `python -m bench.groot`.
 
         Raises:
             ConfigError: if `path` is no N1.5 checkpoint, its tensors are not those of its config, or a value is wrong.

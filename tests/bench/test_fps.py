@@ -1,5 +1,6 @@
 """bench/fps.py measures the whole step, honestly, and refuses what would make it look fast."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,11 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import fps
+from bench import fps, targets
 from bench.fps import FpsConfig, measure
+from bench.fps_loop import count_contacts
+from bench.record import checksum
+from bench.results import problems
 from mjx_so101 import ConfigError, HealthError
 from mjx_so101.physics.native import NativePhysics
+from mjx_so101.render import RenderConfig
 from mjx_so101.task import TaskConfig
+from policies.base import make_base
 
 
 @pytest.fixture(scope="module")
@@ -36,48 +42,84 @@ def test_record_is_written_with_where_it_comes_from(record, config):
     for name in ("command", "commit", "device"):
         assert isinstance(written[name], str) and written[name]
     assert {"jax", "mujoco", "python"} <= set(written["versions"])
-    assert (written["sheet_friction"], written["randomization"]) == ("dry", "plain")
+    assert (written["conditions"]["sheet_friction"], written["conditions"]["randomization"]) == ("dry", "plain")
+    assert (written["seeds"], written["num_envs"]) == ([0], [32])
     best = max(written["rows"], key=lambda row: row["env_steps_per_s"])
-    assert written["best"] == {"physics": "native", "num_envs": best["num_envs"]}
+    assert written["best"] == {"random": {"physics": "native", "num_envs": best["num_envs"]}}
+    assert written["checksum"] == checksum(written)
+    assert [text for text in problems(written) if "dirty" not in text and "commit" not in text] == []
+
+
+def test_a_fingertip_is_on_the_sheet_and_the_sheet_moves(record):
+    (row,) = record["rows"]
+    assert (row["targets"], row["physics"], row["num_envs"]) == ("random", "native", 32)
+    assert 0.7 < row["touching_sheet"] <= row["sheet_contacts_per_env"]
+    assert 0.5 <= row["touching_sheet_least"] <= row["touching_sheet"]
+    assert row["table_contacts_per_env"] < 0.15
+    assert row["sheet_moving"] > 0.4
 
 
 def test_row_is_honest(record):
     (row,) = record["rows"]
-    assert (row["physics"], row["num_envs"]) == ("native", 32)
-    assert row["contacts_per_env"] >= 0.5
     assert row["overflows"] == row["nonfinite"] == 0
     assert row["physics_steps_per_s"] == pytest.approx(8 * row["env_steps_per_s"])
     assert row["compile_s"] >= 0 and row["spread"] >= 0 and row["peak_memory_bytes"] > 0
 
 
-def test_each_count_and_backend_is_measured_and_the_best_is_the_headline(monkeypatch, capsys):
+ROW = {"sheet_contacts_per_env": 1.0, "table_contacts_per_env": 0.0, "compile_s": 1.0}
+
+
+def test_each_count_backend_and_mode_is_measured_and_the_best_of_a_mode_is_its_headline(monkeypatch, capsys):
     asked = []
 
-    def measured(config, backend, num_envs):
-        asked.append((backend, num_envs))
-        speed = {4: 100.0, 8: 300.0, 16: 200.0}[num_envs] + (backend == "jax")
-        return {"physics": backend, "num_envs": num_envs, "env_steps_per_s": speed, "physics_steps_per_s": 8 * speed,
-                "contacts_per_env": 1.0, "compile_s": 1.0}  # fmt: skip
+    def measured(config, backend, num_envs, mode):
+        asked.append((backend, num_envs, mode))
+        speed = {4: 100.0, 8: 300.0, 16: 200.0}[num_envs] + (backend == "jax") - 50 * (mode == "jacobian")
+        return {**ROW, "targets": mode, "physics": backend, "num_envs": num_envs, "env_steps_per_s": speed,
+                "physics_steps_per_s": 8 * speed}  # fmt: skip
 
     monkeypatch.setattr(fps, "measure", measured)
-    record = fps.main(FpsConfig(num_envs=(4, 8, 16), physics=("native", "jax"), headline="mine"))
-    assert sorted(asked) == sorted((name, n) for name in ("native", "jax") for n in (4, 8, 16))
-    assert record["headline"] == [{"name": "mine", "value": 301.0, "unit": "control steps/s"}]
-    assert record["best"] == {"physics": "jax", "num_envs": 8}
-    assert len(capsys.readouterr().out.splitlines()) == 7
+    record = fps.main(FpsConfig(num_envs=(4, 8, 16), physics=("native", "jax"), targets=("random", "jacobian")))
+    wanted = [(p, n, m) for p in ("native", "jax") for n in (4, 8, 16) for m in ("random", "jacobian")]
+    assert sorted(asked) == sorted(wanted)
+    assert record["headline"] == [
+        {"name": "cpu_state_env_steps_per_s", "value": 301.0, "unit": "control steps/s"},
+        {"name": "cpu_state_jacobian_env_steps_per_s", "value": 251.0, "unit": "control steps/s"},
+    ]
+    assert record["best"] == {mode: {"physics": "jax", "num_envs": 8} for mode in ("random", "jacobian")}
+    assert len(capsys.readouterr().out.splitlines()) == 13
 
 
 def test_pictures_add_the_frames_per_second_of_the_best_row(monkeypatch):
-    def measured(config, backend, num_envs):
-        return {"physics": backend, "num_envs": num_envs, "env_steps_per_s": 10.0 * num_envs, "physics_steps_per_s": 1,
-                "contacts_per_env": 1.0, "compile_s": 1.0, "renderer": "warp", "cameras": ["top"], "width": 64,
-                "height": 64, "render_only_frames_per_s": 70.0 * num_envs}  # fmt: skip
+    def measured(config, backend, num_envs, mode):
+        return {**ROW, "targets": mode, "physics": backend, "num_envs": num_envs, "env_steps_per_s": 10.0 * num_envs,
+                "physics_steps_per_s": 1, "renderer": "warp", "cameras": ["top"], "width": 64, "height": 64,
+                "render_only_frames_per_s": 70.0 * num_envs}  # fmt: skip
 
     monkeypatch.setattr(fps, "measure", measured)
-    config = FpsConfig(num_envs=(4, 8), physics=("native",), obs="rgb", headline="gpu_rgb64x1_env_steps_per_s")
-    steps, frames = fps.main(config)["headline"]
-    assert (steps["name"], steps["value"]) == ("gpu_rgb64x1_env_steps_per_s", 80.0)
-    assert frames == {"name": "gpu_rgb64x1_frames_per_s", "value": 560.0, "unit": "frames/s"}
+    render = RenderConfig(detail="coarse")
+    steps, frames = fps.main(FpsConfig(num_envs=(4, 8), physics=("native",), obs="rgb", render=render))["headline"]
+    assert (steps["name"], steps["value"]) == ("cpu_rgb64x1_env_steps_per_s", 80.0)
+    assert frames == {"name": "cpu_rgb64x1_render_frames_per_s", "value": 560.0, "unit": "frames/s"}
+
+
+@pytest.mark.parametrize(
+    ("config", "mode", "name"),
+    [
+        (FpsConfig(), "random", "h100_state_env_steps_per_s"),
+        (FpsConfig(), "jacobian", "h100_state_jacobian_env_steps_per_s"),
+        (FpsConfig(randomization="real", sheet_friction="viscous"), "random",
+         "h100_state_real_viscous_env_steps_per_s"),
+        (FpsConfig(obs="rgb", render=RenderConfig(width=320, height=240, cameras=("top", "wrist"))), "random",
+         "h100_rgb320x240x2_fine_env_steps_per_s"),
+        (FpsConfig(num_envs=(8,), obs="rgb", render=RenderConfig(renderer="madrona", detail="coarse")), "random",
+         "h100_rgb64x1_madrona_env_steps_per_s"),
+        (FpsConfig(obs="rgb", meshes="package", render=RenderConfig(detail="coarse")), "random",
+         "h100_rgb64x1_meshes_env_steps_per_s"),
+    ],
+)  # fmt: skip
+def test_names_follow_from_the_command(config, mode, name):
+    assert fps.headline_name(config, mode, "NVIDIA H100 80GB HBM3") == name
 
 
 def test_resets_happen_and_are_counted(record):
@@ -93,43 +135,92 @@ def test_table_shows_the_rows(record):
     assert "env steps/s" in lines[0] and "physics steps/s" in lines[0]
 
 
-@pytest.fixture(scope="module")
-def poses(make_env):
-    return fps.pressed_poses(make_env(4, "nominal"))
+# -- targets and contacts ------------------------------------------------------------------------------------------
+def test_poses_put_the_fingertip_where_they_should(make_env, kinematics):
+    table = targets.RandomDrags(make_env(4, "nominal")).table
+    rng = np.random.default_rng(0)
+    radius, azimuth = rng.uniform(0.1, 0.32, 200), rng.uniform(-0.1, 1.7, 200)
+    points = kinematics.pan_axis + np.stack([radius * np.cos(azimuth), radius * np.sin(azimuth)], 1)
+    for height, above in ((0, 0.016), (1, 0.0)):  # over the sheet; 1 mm below its surface
+        poses = jax.vmap(lambda point: table(point, height))(jnp.asarray(points, jnp.float32))  # noqa: B023
+        tips = jax.vmap(lambda joints: kinematics.gripper_point(joints, kinematics.fixed_fingertip)[0])(poses[:, :5])
+        assert np.abs(np.asarray(tips)[:, :2] - points).max() < 1e-4
+        assert np.abs(np.asarray(tips)[:, 2] - kinematics.fingertip_radius - above).max() < 1e-4
 
 
-def test_pressed_poses_press_and_differ(poses, kinematics):
-    tip = jax.jit(jax.vmap(lambda joints: kinematics.gripper_point(joints, kinematics.fixed_fingertip)[0]))
-    low = np.asarray(tip(poses[:, :5]))[:, 2] - kinematics.fingertip_radius
-    assert (low < 0.001).all() and (low > -0.005).all()  # below the sheet's upper side
-    assert np.ptp(np.asarray(poses[:, 0])) > 0.1
+def test_jacobian_targets_are_those_of_the_base_policy(make_env):
+    env = make_env(4, "nominal")
+    driver, base, state = targets.make_targets("jacobian", env), make_base("jacobian", env.task), env.reset(3)
+    seen = env.observe(state)
+    _, target = jax.jit(driver.act)(driver.init(jax.random.PRNGKey(0)), state, seen)
+    _, chunk = jax.jit(base.chunk)(base.init(4), seen, state.key[0], seen.new_episode)
+    np.testing.assert_array_equal(target, chunk[:, 0])
+
+
+def test_contacts_with_the_sheet_and_with_the_table_are_told_apart(model, joints_at, kinematics):
+    def touching(finger, sheet, height=0.0):
+        point = [*finger, kinematics.fingertip_radius + height]
+        qpos = np.append(joints_at(point), [*sheet, 0.3])[None]
+        return count_contacts(model, qpos, np.zeros((1, 9)))[:3]
+
+    assert touching((0.25, 0.15), (0.25, 0.15)) == (1.0, 0.0, 1.0)  # pressed 1 mm into the sheet: not on the table
+    assert touching((0.25, 0.15), (0.6, 0.6), -0.0005) == (0.0, 1.0, 0.0)
+    assert touching((0.25, 0.15), (0.25, 0.15), 0.02) == (0.0, 0.0, 0.0)
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------
-SHORT = FpsConfig(num_envs=(8,), physics=("native",), steps=3, blocks=1)
+SHORT = FpsConfig(num_envs=(32,), physics=("native",), steps=3, blocks=1)  # 32, as above: compiled only once
+REFUSED = "native, 32 envs: a fingertip is on the sheet in only 0% of the environments"
+
+
+class Held:
+    """Holds one pose for all environments."""
+
+    def __init__(self, pose):
+        self.pose = jnp.tile(jnp.asarray(pose, jnp.float32), (32, 1))
+
+    def init(self, key):
+        return ()
+
+    def act(self, carry, state, seen):
+        return carry, self.pose
 
 
 def test_an_arm_in_the_air_is_refused(monkeypatch):
-    home = jnp.tile(jnp.asarray(TaskConfig().home), (256, 1))
-    monkeypatch.setattr(fps, "pressed_poses", lambda env: home)
-    with pytest.raises(HealthError, match=r"native, 8 envs: only 0\.\d+ contacts per env"):
-        measure(SHORT, "native", 8)
+    monkeypatch.setattr("bench.fps_loop.make_targets", lambda mode, env: Held(TaskConfig().home))
+    with pytest.raises(HealthError, match=REFUSED):
+        measure(SHORT, "native", 32)
+
+
+def test_fingers_on_the_bare_table_are_refused(monkeypatch, joints_at, kinematics):
+    """Each presses on the table where no sheet ever is: contacts enough, but not with a sheet."""
+    beside = joints_at([0.14, -0.13, kinematics.fingertip_radius - 0.004])
+    monkeypatch.setattr("bench.fps_loop.make_targets", lambda mode, env: Held(beside))
+    with pytest.raises(HealthError, match=REFUSED) as refused:
+        measure(dataclasses.replace(SHORT, steps=20), "native", 32)
+    assert "'table_contacts_per_env': 1.0" in str(refused.value)
+
+
+def test_the_base_policy_needs_no_contacts(monkeypatch):
+    """It is on its way to the sheet for some time."""
+    monkeypatch.setattr("bench.fps_loop.make_targets", lambda mode, env: Held(TaskConfig().home))
+    row = measure(SHORT, "native", 32, "jacobian")
+    assert row["targets"] == "jacobian" and row["touching_sheet"] == 0
 
 
 @pytest.mark.parametrize("what", ["nan", "overflow"])
-def test_bad_physics_is_refused(monkeypatch, poses, what):
+def test_bad_physics_is_refused(monkeypatch, what):
     step = NativePhysics.step
 
     def bad(self, state, fields, ctrl):
         physics = step(self, state, fields, ctrl)
         if what == "nan":
-            return physics.replace(qpos=np.where(np.arange(8)[:, None] == 2, np.nan, physics.qpos))
-        return physics.replace(overflow=np.int32(np.arange(8) == 2))
+            return physics.replace(qpos=np.where(np.arange(32)[:, None] == 2, np.nan, physics.qpos))
+        return physics.replace(overflow=np.int32(np.arange(32) == 2))
 
     monkeypatch.setattr(NativePhysics, "step", bad)
-    monkeypatch.setattr(fps, "pressed_poses", lambda env: poses)  # saves time
-    with pytest.raises(HealthError, match="native, 8 envs: not a valid measurement"):
-        measure(SHORT, "native", 8)
+    with pytest.raises(HealthError, match="native, 32 envs: not a valid measurement"):
+        measure(SHORT, "native", 32)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +228,10 @@ def test_bad_physics_is_refused(monkeypatch, poses, what):
     [
         ({"num_envs": ()}, "num_envs"), ({"num_envs": (64, 0)}, "num_envs"), ({"num_envs": (-1,)}, "num_envs"),
         ({"physics": ("bullet",)}, "physics is 'bullet'.*'native'"), ({"steps": 0}, "steps is 0"),
-        ({"blocks": 0}, "blocks 0"), ({"physics": ()}, "physics"),
+        ({"blocks": 0}, "blocks 0"), ({"physics": ()}, "physics"), ({"targets": ()}, "targets"),
+        ({"targets": ("oracle",)}, "targets is 'oracle'.*'jacobian'"),
+        ({"obs": "rgb", "targets": ("random", "jacobian"), "render": RenderConfig("madrona"), "num_envs": (8,)},
+         "madrona is built once"),
     ],
 )  # fmt: skip
 def test_bad_values_are_named(bad, words):

@@ -42,7 +42,7 @@ def test_return_is_the_sum_of_its_named_terms(played):
     _, _, results = played
     total = sum(np.asarray(result.reward, np.float64) for result in results)
     terms = {name: sum(np.asarray(r.terms[name], np.float64) for r in results) for name in results[0].terms}
-    assert set(terms) == {"progress", "time", "success", "invalid"}
+    assert set(terms) == {"progress", "time", "success", "left", "invalid"}
     np.testing.assert_allclose(total, sum(terms.values()), rtol=1e-5)
 
 
@@ -54,22 +54,61 @@ def test_terms_of_an_episode_follow_from_what_happened(played):
         terms = {name: sum(float(r.terms[name][i]) for r in results) for name in results[0].terms}
         gained = potential(results[-1].last.physics.qpos[i, 6:]) - potential(start.physics.qpos[i, 6:])
         assert terms["progress"] == pytest.approx(config.progress_weight * float(gained), abs=1e-3)
-        assert terms["time"] == pytest.approx(-config.time_cost * len(results), rel=1e-4)
-        solved = bool(results[-1].success[i])
+        solved = bool(results[-1].last.succeeded[i, 0])
+        inside = [float(env.task.geometry.overshoot(r.last.physics.qpos[i, 6:])) <= config.tolerance for r in results]
+        before = int(results[-1].last.success_step[i, 0]) if solved else len(results)
+        left = len(results) - before - sum(inside[before:])
+        assert terms["time"] == pytest.approx(-config.time_cost * (before + left), rel=1e-4)
+        assert terms["left"] == pytest.approx(-config.leave_cost * left, rel=1e-4)
         assert terms["success"] == pytest.approx(config.success_bonus * solved)
         assert terms["invalid"] == 0
         kinds.add(solved)
     assert True in kinds  # at least one episode was solved, so the bonus was seen
 
 
-def test_success_ends_a_training_episode(played):
+def test_a_training_episode_goes_on_after_success(played):
     _, starts, results = played
+    went_on = 0
     for step, result in enumerate(results):
         success = np.asarray(result.success)
-        assert np.asarray(result.terminated)[success].all()
-        assert (np.asarray(starts[step + 1].step)[success] == 0).all()
-        assert not np.asarray(starts[step + 1].succeeded)[success].any()
+        assert not np.asarray(result.terminated).any()
         assert np.asarray(result.last.succeeded)[success, 0].all()
+        alive = success & ~np.asarray(result.truncated)
+        assert np.asarray(starts[step + 1].succeeded)[alive, 0].all()
+        went_on += alive.sum()
+    assert went_on
+
+
+def almost_home(env, with_sheet):
+    """Every sheet on the goal, one control step before its hold is complete at the training tolerance."""
+    state = with_sheet(env.reset(0), GOAL)
+    return state.replace(held=state.held.at[:, 0].set(HOLD - 1))
+
+
+def test_the_stated_share_of_episodes_goes_on_after_success(make_env, with_sheet):
+    env = make_env(64, "nominal", task=TaskConfig(stay_share=0.5))
+    state = almost_home(env, with_sheet)
+    new, result = env.step(state, state.target)
+    assert np.asarray(result.success).all()
+    stays = np.asarray(state.stays)
+    assert 16 < stays.sum() < 48
+    np.testing.assert_array_equal(result.terminated, ~stays)
+    np.testing.assert_array_equal(new.step == 0, ~stays)
+
+
+def test_staying_is_free_and_leaving_costs_until_the_sheet_is_back(make_env, with_sheet):
+    env = make_env(4, "nominal")
+    state = almost_home(env, with_sheet)
+    state, _ = env.step(state, state.target)
+    config, step = env.task.config, {}
+    for name, shift in (("home", 0.0), ("away", 0.02), ("back", 0.0)):
+        state = with_sheet(state, GOAL + np.array([shift, 0.0, 0.0]))
+        state, step[name] = env.step(state, state.target)
+    for name, time, left in (("home", 0, 0), ("away", config.time_cost, config.leave_cost), ("back", 0, 0)):
+        np.testing.assert_allclose(step[name].terms["time"], -time, atol=1e-7)
+        np.testing.assert_allclose(step[name].terms["left"], -left, atol=1e-7)
+        assert not np.asarray(step[name].terms["success"]).any()  # the bonus comes once
+    assert not np.asarray(step["away"].terminated).any()
 
 
 def test_time_out_truncates_and_starts_a_new_episode(make_env):
@@ -155,3 +194,49 @@ def test_describe_names_what_a_result_depends_on(make_env):
     assert record["sheet_friction"] == "dry"
     assert record["num_envs"] == 4
     assert record["randomization"]["ranges"]["action_delay"] == [0, 2]
+
+
+# -- targets that are not finite -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("physics", ["native", "warp"])
+def test_a_target_that_is_not_finite_is_not_taken_and_ends_the_episode(make_env, physics, bad):
+    env = make_env(4, "nominal", physics=physics)
+    state = env.reset(0)
+    target = state.target.at[2, 3].set(bad)
+    asked = jax.jit(lambda s, t: env.begin_step(s, t))(state, target)
+    np.testing.assert_array_equal(asked[0].target[2], state.target[2])  # all six joints hold
+    assert np.isfinite(asked[2]).all()
+    new, result = env._finish(asked[0], env.physics.step(asked[0].physics, *asked[1:]))
+    expected = np.array([False, False, True, False])
+    for flags in (result.invalid, result.terminated, result.last.bad_target, result.last.nonfinite):
+        np.testing.assert_array_equal(flags, expected)
+    assert not np.asarray(result.last.physics.overflow).any()  # no buffer was full
+    np.testing.assert_array_equal(new.step == 0, expected)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
+    new, result = env.step(new, new.target)
+    assert not np.asarray(result.last.bad_target | result.invalid).any()
+
+
+@pytest.mark.parametrize("spoil", ["target", "thrown"])
+def test_an_invalid_episode_never_succeeds(make_env, with_sheet, spoil):
+    """Neither after the sheet has come back, nor where it had succeeded before."""
+    env = make_env(4, "nominal", auto_reset=False)
+    state = almost_home(env, with_sheet)
+    target = jnp.asarray(state.target)
+    if spoil == "thrown":
+        lost = with_sheet(state, GOAL + np.array([0.6, 0.0, 0.0]))
+        state, _ = env._finish(*spoiled_step(env, lost, target))
+        state = with_sheet(state, GOAL)
+    else:
+        state, _ = env._finish(*spoiled_step(env, state, target * jnp.nan))
+    assert np.asarray(state.invalid).all()
+    for _ in range(2 * HOLD):
+        state, result = env.step(state, target)
+        assert not np.asarray(result.success).any()
+    assert np.asarray(state.held >= HOLD).all()  # it rests on the goal all the time
+    assert np.asarray(state.invalid).all() and not np.asarray(state.succeeded).any()
+
+
+def spoiled_step(env, state, target):
+    begun, fields, ctrl = env._begin(state, target)
+    return begun, env.physics.step(begun.physics, fields, ctrl)

@@ -72,15 +72,15 @@ def test_healthy_steps_raise_nothing(strict_env, own_folder):
     state = strict_env.reset(0)
     for _ in range(3):
         state, _ = strict_env.step(state, state.target)
-    assert not list(own_folder.glob("*.npz"))
+    assert not list(own_folder.rglob("*.npz"))
 
 
 def test_nan_is_fatal_in_strict_mode_and_leaves_a_replay(strict_env, own_folder):
     state = strict_env.reset(0)
     bad = state.replace(physics=state.physics.replace(qvel=state.physics.qvel.at[3, 2].set(jnp.nan)))
-    with pytest.raises(HealthError, match=r"env 3.*non-finite.*1 of 4") as caught:
+    with pytest.raises(HealthError, match=r"env 3 \(1 of 4 envs\).*non-finite") as caught:
         strict_env.step(bad, state.target)
-    (path,) = own_folder.glob("*.npz")
+    (path,) = own_folder.rglob("*.npz")
     assert str(path) in str(caught.value)
     replay = np.load(path)
     np.testing.assert_array_equal(replay["qpos"], state.physics.qpos[3])
@@ -97,9 +97,24 @@ def test_replay_holds_all_that_the_motors_depend_on(strict_env, own_folder):
     bad = state.replace(physics=state.physics.replace(qpos=state.physics.qpos.at[0, 0].set(jnp.nan)))
     with pytest.raises(HealthError):
         strict_env.step(bad, state.target + 0.01)
-    saved = np.load(next(own_folder.glob("*.npz")))
+    saved = np.load(next(own_folder.rglob("*.npz")))
     for needed in (state.target[0], state.previous_target[0]):
         assert any(np.array_equal(saved[name], needed) for name in saved.files)
+
+
+def test_replays_have_a_folder_of_their_own_and_never_replace_one_another(strict_env, tmp_path):
+    state = strict_env.reset(0)
+    bad = state.replace(nonfinite=jnp.array([False, True, False, False]))
+    for count in (1, 2):
+        with pytest.raises(HealthError):
+            strict_env.check_health(state, state.target, bad, tmp_path / "run")
+        assert len(list((tmp_path / "run").iterdir())) == count
+    folders = set()
+    for _ in range(2):
+        with pytest.raises(HealthError, match="replay saved to") as caught:
+            strict_env.check_health(state, state.target, bad)
+        folders.add(str(caught.value).rpartition("/")[0])
+    assert len(folders) == 2
 
 
 def test_nan_that_physics_itself_makes_is_fatal(strict_env):
@@ -153,10 +168,10 @@ def test_warp_constraint_overflow_names_the_environment(hovering, pressing, own_
     """Nine dry frictions fit into 12 rows; a pressing fingertip needs four more."""
     options = {"constraints_per_env": 12}
     env = PaperReturnEnv(3, physics="warp", randomization="nominal", strict=True, physics_options=options)
-    with pytest.raises(HealthError, match=r"env 1: buffer overflow.*2 of 3.*constraints_per_env"):
+    with pytest.raises(HealthError, match=r"env 1 \(2 of 3 envs\): buffer overflow.*constraints_per_env"):
         state = placed(env, [hovering, pressing, pressing])
         env.step(state, state.target)
-    replay = np.load(next(own_folder.glob("*env1.npz")))
+    replay = np.load(next(own_folder.rglob("*env1.npz")))
     np.testing.assert_allclose(replay["qpos"], pressing, atol=1e-6)
     state = placed(env, [hovering, hovering, hovering])
     env.step(state, state.target)  # fits

@@ -17,7 +17,20 @@ from train.loop import Trainer
 
 TINY_FLAGS = [
     *("--base", "jacobian", "--physics", "native", "--num-envs", "16", "--steps", "5120", "--episode-steps", "40"),
-    *("--eval-every", "0.25", "--eval-episodes", "6", "--report-episodes", "8", "--no-video", "--hidden", "16", "16"),
+    *(
+        "--eval-every",
+        "0.25",
+        "--eval-episodes",
+        "6",
+        "--eval-batch",
+        "6",
+        "--report-episodes",
+        "8",
+        "--no-video",
+        "--hidden",
+        "16",
+        "16",
+    ),
     *("--unroll", "8", "--epochs", "2", "--minibatches", "4", "--stop-at-success", "1.0", "--preset", "cpu"),
 ]
 
@@ -57,7 +70,7 @@ def tiny_config() -> TrainConfig:
     cpu = PRESETS["cpu"]
     return dataclasses.replace(
         cpu, base="jacobian", physics="native", num_envs=16, steps=5120, episode_steps=40, eval_every=0.25,
-        eval_episodes=6, report_episodes=8, video=False, stop_at_success=1.0,
+        eval_episodes=6, eval_batch=6, report_episodes=8, video=False, stop_at_success=1.0,
         residual=dataclasses.replace(cpu.residual, hidden=(16, 16)),
         ppo=dataclasses.replace(cpu.ppo, unroll=8, epochs=2, minibatches=4),
     )  # fmt: skip

@@ -4,11 +4,13 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mjx_so101 import ConfigError, PaperReturnEnv
-from train.evaluate import Episodes, Evaluator
+from train.evaluate import Episodes, Evaluator, final_state
+from train.evaluate import episode_keys as evaluate_keys
 from train.loop import REPORT_SEED, SELECTION_SEED
 from train.rollout import NOISE, SAMPLE
 from train.statistics import wilson_interval
@@ -36,7 +38,17 @@ def episode_keys(seed, first, count):
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.PRNGKey(seed), i))(np.arange(first, first + count))
 
 
-RESULTS = ("succeeded", "success_step", "final_distance", "final_yaw", "total_reward", "residual", "residual_rms")
+RESULTS = (
+    "succeeded",
+    "at_end",
+    "invalid",
+    "success_step",
+    "final_distance",
+    "final_yaw",
+    "total_reward",
+    "residual",
+    "residual_rms",
+)
 
 
 def assert_same_episodes(a, b, results=RESULTS):
@@ -71,11 +83,56 @@ def test_episode_is_the_same_in_a_larger_batch(larger_episodes, episodes):
     np.testing.assert_allclose(larger_episodes.residual, episodes.residual, rtol=1e-5)
 
 
-def test_count_need_not_be_a_multiple_of_the_batch(evaluator, learner, episodes):
+def test_an_episode_is_the_same_however_many_are_asked_for(evaluator, learner, episodes):
+    """Bit for bit, also in a batch that is filled up, and when the episodes are run in two goes."""
     assert len(episodes) == 8
     assert all(len(getattr(episodes, name)) == 8 for name in RESULTS)
     few = evaluator(learner, 1, 11)
-    np.testing.assert_array_equal(few.success_step, episodes.success_step[:1])
+    rest = evaluator(learner, 2, 11, first=6)
+    for name in RESULTS:
+        np.testing.assert_array_equal(getattr(few, name), getattr(episodes, name)[:1], err_msg=name)
+        np.testing.assert_array_equal(getattr(rest, name), getattr(episodes, name)[6:], err_msg=name)
+
+
+def test_episodes_go_on_from_whole_batches_only(evaluator, learner):
+    with pytest.raises(ConfigError, match="first is 4; it must be a multiple of the batch, 6"):
+        evaluator(learner, 2, 11, first=4)
+
+
+def test_a_batch_draws_from_no_episodes_key():
+    batch, episodes = evaluate_keys(11, 6, 6)
+    assert not (np.asarray(episodes) == np.asarray(batch)).all(1).any()
+    assert len(np.unique(np.asarray(episodes), axis=0)) == 6
+
+
+def test_states_are_those_of_the_first_batch(evaluator, episodes):
+    assert episodes.qpos.shape == (400, 6, 9)
+    geometry = evaluator.env.task.geometry
+    left = jax.vmap(geometry.translation_left)(episodes.qpos[-1, :, 6:])
+    np.testing.assert_allclose(np.linalg.norm(left, axis=-1), episodes.final_distance[:6], rtol=1e-5)
+
+
+def test_success_at_the_end_is_a_success_that_is_still_inside(evaluator, episodes):
+    task = evaluator.env.task
+    over = np.asarray(jax.vmap(task.geometry.overshoot)(episodes.qpos[-1, :, 6:]))
+    inside = over[:, None] <= np.array(episodes.tolerances)
+    np.testing.assert_array_equal(episodes.at_end[:6], episodes.succeeded[:6] & inside)
+    assert episodes.at_end.any()
+
+
+def test_invalid_episodes_are_no_successes(evaluator, learner):
+    env = evaluator.env
+    state = env.reset(evaluate_keys(11, 0, 6)[1])
+    state = state.replace(
+        invalid=jnp.array([True, False] * 3),
+        succeeded=jnp.ones_like(state.succeeded),
+        success_step=jnp.full_like(state.success_step, 30),
+    )
+    final = final_state(env, state)
+    for name, good, bad in (("succeeded", True, False), ("success_step", 30, -1)):
+        np.testing.assert_array_equal(final[name], [[bad] * 3, [good] * 3] * 3)
+    assert not np.asarray(final["at_end"])[0].any()
+    np.testing.assert_array_equal(final["invalid"], state.invalid)
 
 
 def test_rollout_goes_on_after_success_and_counts_every_tolerance(episodes):
@@ -127,12 +184,15 @@ def test_episodes_that_choose_the_checkpoint_are_not_those_reported(uninterrupte
 def made_up(**changes):
     values = {
         "succeeded": np.array([[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]], bool),
+        "at_end": np.array([[0, 1, 1], [0, 0, 1], [0, 0, 1], [0, 0, 0]], bool),
         "success_step": np.array([[50, 40, 30], [-1, 60, 20], [-1, -1, 100], [-1, -1, -1]]),
         "final_distance": np.array([0.001, 0.002, 0.003, 0.010]),
         "final_yaw": np.radians([1.0, 2.0, 3.0, 6.0]),
         "total_reward": np.array([4.0, 3.0, 1.0, 0.0]),
         "residual": np.array([0.01, 0.02, 0.03, 0.02]),
         "residual_rms": np.array([0.3, 0.4, 0.0, 0.0]),
+        "invalid": np.array([False, False, False, True]),
+        "bad_target": np.array([True, True, True, False]),
         "nonfinite": np.array([False, True, False, False]),
         "overflow": np.array([False, True, True, False]),
         "tolerances": (0.005, 0.010, 0.020),
@@ -149,7 +209,11 @@ def test_summary_has_the_promised_entries():
         entry = summary["success"][tolerance]
         assert entry["rate"] == count / 4
         assert (entry["low"], entry["high"]) == wilson_interval(count, 4)
+    for tolerance, count in (("5", 0), ("10", 1), ("20", 3)):
+        low, high = wilson_interval(count, 4)
+        assert summary["success_at_end"][tolerance] == {"rate": count / 4, "low": low, "high": high}
     assert summary["success"]["20"]["median_steps"] == 30
+    assert (summary["invalid_episodes"], summary["bad_target_episodes"]) == (1, 3)
     assert summary["final_distance_mm"] == pytest.approx(4.0)
     assert summary["final_yaw_deg"] == pytest.approx(3.0)
     assert summary["mean_return"] == pytest.approx(2.0)

@@ -108,12 +108,12 @@ def test_pictures_are_scaled_inside_the_network(residual, vectors, shaken):
 
 # -- what the actor is told ----------------------------------------------------------------------------------------
 def test_layout_with_pixels_says_nothing_of_the_sheet():
-    assert {name for name, _, _ in actor_layout(False)} == {name for name, _, _ in ACTOR_LAYOUT}
-    assert {name for name, _, _ in ACTOR_LAYOUT} - {name for name, _, _ in actor_layout(True)} == OF_THE_SHEET
+    assert {name for name, _, _ in actor_layout("state")} == {name for name, _, _ in ACTOR_LAYOUT}
+    assert {name for name, _, _ in ACTOR_LAYOUT} - {name for name, _, _ in actor_layout("pixels")} == OF_THE_SHEET
 
 
 def test_layout_with_pixels_lists_its_pictures():
-    with_pixels = layout_sizes(6, RenderConfig(cameras=("top", "wrist"), width=10, height=20))
+    with_pixels = Residual(ResidualConfig(), 6, RenderConfig(cameras=("top", "wrist"), width=10, height=20)).layout
     assert with_pixels["pixels"] == {"top": 600, "wrist": 600}
     assert with_pixels["privileged_state"] == layout_sizes(6)["privileged_state"]
     assert set(with_pixels["state"]) == set(layout_sizes(6)["state"]) - OF_THE_SHEET
@@ -126,7 +126,7 @@ def test_vector_with_pixels_does_not_change_with_the_sheet(make_env):
     rest = (seen.target, jnp.zeros(0), jnp.zeros(6))
 
     def vector(seen, pixels):
-        return np.asarray(actor_vector(env.task, seen, *rest, pixels=pixels))
+        return np.asarray(actor_vector(env.task, seen, *rest, layout=actor_layout("pixels" if pixels else "state")))
 
     np.testing.assert_array_equal(vector(moved, True), vector(seen, True))
     assert (vector(moved, False) != vector(seen, False)).sum() >= 8

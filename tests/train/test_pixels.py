@@ -14,8 +14,8 @@ from mjx_so101 import CheckpointError, ConfigError, HealthError, TaskConfig
 from mjx_so101.params import load_randomization
 from mjx_so101.render import PRESETS as RENDER_PRESETS
 from mjx_so101.render import RenderConfig
-from policies.base import make_base
-from policies.residual import Residual, ResidualConfig, layout_sizes
+from policies.base import SEES_POSE, make_base
+from policies.residual import ACTOR_LAYOUT, Residual, ResidualConfig, actor_layout
 from train import checkpoint, eyes
 from train import config as train_config
 from train.cli import main
@@ -23,7 +23,7 @@ from train.config import TrainConfig
 from train.eyes import Eyes, check_memory, pixel_memory
 from train.policy import load_policy
 from train.ppo import PPO, PPOConfig
-from train.rollout import SAMPLE, Mix, Roller
+from train.rollout import MEAN, SAMPLE, Mix, Roller
 
 KEY = jax.random.PRNGKey(7)
 RENDER = RenderConfig(width=16, height=16, detail="coarse")
@@ -35,7 +35,8 @@ def roller(make_env):
     """Two environments that `jacobian` acts in, seen by the top camera; keeps all that PPO stores."""
     env = make_env(2, "nominal")
     base = make_base("jacobian", env.task)
-    residual = Residual(ResidualConfig(hidden=(16, 16)), base.num_features, RENDER)
+    told = actor_layout("pixels", base_sees_pose=True)
+    residual = Residual(ResidualConfig(hidden=(16, 16)), base.num_features, RENDER, told)
     return Roller(env, base, residual, lambda pending, transition, result: transition, mode=SAMPLE)
 
 
@@ -56,7 +57,7 @@ def test_transitions_hold_their_own_pictures_as_bytes_and_no_others(roller, roll
     pixels = transition.vectors["pixels/top"]
     assert (pixels.shape, pixels.dtype) == ((4, 2, 16, 16, 3), np.uint8)
     sizes = sorted(leaf[0, 0].size for leaf in jax.tree.leaves(transition))
-    assert sizes == sorted([*roller.residual.sizes.values(), RENDER.bytes_per_env, 6, 1, 1])
+    assert sizes == sorted([*roller.residual.sizes.values(), RENDER.bytes_per_env, 6, 1, 1, 1, 1])
     assert np.ptp(pixels, axis=(2, 3)).min() > 50
 
 
@@ -111,6 +112,120 @@ def copy_with_authority(roller, authority):
     other = roller.variant(SAMPLE)
     other.mix = Mix.of(SAMPLE, authority)
     return other
+
+
+# -- what the actor can know ---------------------------------------------------------------------------------------
+class Canned:
+    """A renderer whose pictures show nothing of the sheet: they follow the arm alone."""
+
+    jittable, cameras = True, RENDER.cameras
+
+    def render(self, state, envs=None):
+        joints = state.physics.qpos[:, :6] if envs is None else state.physics.qpos[envs, :6]
+        shades = 128 + 40 * jnp.sin(3 * jnp.repeat(joints, 43, axis=1)[:, :256]).reshape(-1, 16, 16)
+        return jnp.repeat(shades.astype(jnp.uint8)[:, None, :, :, None], 3, axis=-1)
+
+
+def executed_targets(roller, shaken, with_sheet, pose, steps=40):
+    """[time, env, 6] targets of a whole episode from the same start, with the sheets at `pose`."""
+    learner, carry = shaken(roller.residual.init(KEY), 0.3), roller.start(KEY)
+    _, kept = roller.roll(learner, carry.replace(state=with_sheet(carry.state, pose)), steps)
+    return np.asarray(kept)
+
+
+@pytest.mark.parametrize(("base", "equal"), [("zero", True), ("jacobian", False)])
+def test_without_a_privileged_base_no_target_depends_on_the_true_sheet(
+    make_env, shaken, with_sheet, monkeypatch, base, equal
+):
+    """Two sheets out of the arm's reach, the same joints and pictures: the same targets over a whole episode. A base
+    that reads the true pose cannot pass, which is why it must be asked for and is said in the report."""
+    monkeypatch.setattr(eyes, "make_renderer", lambda *_, **__: Canned())
+    env = make_env(2, "nominal", auto_reset=False, task=TaskConfig(episode_steps=40))
+    policy = make_base(base, env.task)
+    told = actor_layout("pixels", base in SEES_POSE)
+    residual = Residual(ResidualConfig(hidden=(16,)), policy.num_features, RENDER, told)
+    roller = Roller(env, policy, residual, lambda pending, *_: pending.carry.state.target, mode=MEAN)
+    one = executed_targets(roller, shaken, with_sheet, (0.55, 0.45, 1.2))
+    other = executed_targets(roller, shaken, with_sheet, (0.60, 0.30, 1.9))
+    assert np.ptp(one, axis=0).max() > 0.05  # the residual moves the arm
+    assert (one == other).all() == equal
+
+
+def test_actor_with_pixels_is_not_told_the_plan_of_a_base_that_sees_the_pose():
+    parts = {name for name, _, _ in actor_layout("pixels", base_sees_pose=True)}
+    assert parts == {"joint_pos", "joint_vel", "effector_height", "target_lead", "last_residual"}
+    assert {name for name, _, _ in actor_layout("pixels")} - parts == {"base_lead", "base_features"}
+    assert actor_layout("state", base_sees_pose=True) == actor_layout("state") == ACTOR_LAYOUT
+
+
+@pytest.mark.parametrize("base", ["jacobian", "oracle"])
+def test_pixels_over_a_base_that_reads_the_true_pose_must_be_asked_for(base):
+    with pytest.raises(ConfigError, match=rf"base '{base}' reads the sheet's true pose.*--privileged-base"):
+        TrainConfig(obs="pixels", base=base)
+    allowed = TrainConfig(obs="pixels", base=base, privileged_base=True).make_residual(6)
+    assert "base_lead" not in allowed.layout["state"]
+    assert "base_lead" in TrainConfig(obs="pixels", base="zero").make_residual(0).layout["state"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"privileged_base": True}, "privileged_base is for a residual that sees pictures"),
+        ({"blind": True}, "blind is for a residual that sees pictures"),
+        ({"obs": "pixels", "base": "zero", "privileged_base": True}, "base 'zero' does not read the sheet's pose"),
+    ],
+)
+def test_flags_of_sight_that_mean_nothing_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**settings)
+
+
+def test_blank_pictures_are_the_control_of_a_policy_and_of_a_run(roller, learner, rolled):
+    """A variant without sight is shown black, by the same compiled program; a blind roller never draws."""
+    begin = roller.start(KEY)
+    _, unseen = roller.variant(MEAN, blind=True).roll(learner, begin, 2)
+    _, seen = roller.variant(MEAN).roll(learner, roller.start(KEY), 2)
+    assert not unseen.vectors["pixels/top"].any() and seen.vectors["pixels/top"].any()
+    assert (unseen.raw != seen.raw).any()
+    blind = Roller(roller.env, roller.base, roller.residual, roller.keep, mode=MEAN, blind=True)
+    assert not hasattr(blind.eyes, "renderer")
+    _, control = blind.roll(learner, blind.start(KEY), 2)
+    assert not control.vectors["pixels/top"].any()
+    np.testing.assert_array_equal(control.raw[0], unseen.raw[0])
+
+
+# -- pictures that cannot be real ----------------------------------------------------------------------------------
+def seen_in_a_rollout(moved=1.0):
+    """Vectors of 3 steps of 4 environments: random pictures, an arm that moves by `moved` rad in environment 1, 2."""
+    rng = np.random.default_rng(0)
+    joints = np.zeros((3, 4, 10), np.float32)
+    joints[2, 1:3, 4] = moved
+    return {"state": joints, "pixels/top": rng.integers(0, 256, (3, 4, 16, 16, 3), dtype=np.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "constant", "frozen"), [("nothing", 0, 0), ("one colour", 1, 0), ("one step", 0, 0), ("frozen", 0, 2)]
+)
+def test_pictures_of_one_colour_or_that_do_not_follow_the_arm_are_counted(spoil, constant, frozen):
+    vectors = seen_in_a_rollout()
+    pictures = vectors["pixels/top"]
+    if spoil == "one colour":
+        pictures[:, 3] = np.arange(3, dtype=np.uint8)[:, None, None, None]
+    elif spoil == "one step":
+        pictures[1, 3] = 7  # a blink
+    elif spoil == "frozen":
+        pictures[:] = pictures[:1]  # of which only two show an arm that moved
+    found = eyes.picture_faults(vectors)
+    assert {name: int(count) for name, count in found.items()} == {
+        "constant_pictures": constant,
+        "frozen_pictures": frozen,
+    }
+
+
+def test_one_frozen_camera_of_two_is_seen():
+    vectors = seen_in_a_rollout()
+    frozen = np.repeat(vectors["pixels/top"][:1], 3, axis=0)
+    assert int(eyes.picture_faults({**vectors, "pixels/wrist": frozen})["frozen_pictures"]) == 2
 
 
 # -- eyes ----------------------------------------------------------------------------------------------------------
@@ -195,7 +310,7 @@ def test_unknown_observation_lists_the_valid_ones():
 
 
 def test_configuration_of_pictures_survives_its_record():
-    config = TrainConfig(obs="pixels", render=RenderConfig(cameras=("top", "wrist"), width=32, height=24))
+    config = TrainConfig(base="zero", obs="pixels", render=RenderConfig(cameras=("top", "wrist"), width=32, height=24))
     assert TrainConfig.from_dict(config.to_dict()) == config
     assert config.pictures == config.render
     assert TrainConfig().pictures is None and TrainConfig().render == RENDER_PRESETS["small"]
@@ -211,7 +326,7 @@ def test_checkpoint_of_another_observation_is_refused(tmp_path, saved, now):
     best = tmp_path / "checkpoints" / "best"
     best.mkdir(parents=True)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    meta = {"format": checkpoint.FORMAT, "layout": layout_sizes(0, config.pictures)}
+    meta = {"format": checkpoint.FORMAT, "layout": config.make_residual(0).layout}
     (best / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(CheckpointError, match=r"another observation layout.*pixels\.top") as refused:
         load_policy(tmp_path, None, {"obs": now})
@@ -234,7 +349,8 @@ def test_training_from_pixels_ends_in_a_policy_that_can_be_evaluated(tmp_path, c
         *("--obs", "pixels", "--width", "16", "--height", "16", "--physics", "native", "--num-envs", "4"),
         *("--unroll", "4", "--minibatches", "2", "--epochs", "1", "--steps", "32", "--episode-steps", "20"),
         *("--eval-episodes", "2", "--report-episodes", "2", "--eval-every", "0.5", "--hidden", "16", "16"),
-        *("--no-video", "--strict", "--randomization", "plain+looks", "--preset", "cpu"),
+        *("--no-video", "--strict", "--randomization", "plain+looks", "--preset", "cpu", "--eval-batch", "2"),
+        "--privileged-base",
         *("--out", str(tmp_path / "run")),
     ]
     main(["train", *flags])

@@ -11,6 +11,7 @@ from train.ppo import PPO, Batch, PPOConfig
 from train.rollout import Transition
 
 T, N = 12, 8
+SOUND = jnp.ones((T, N), bool)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,9 @@ def sampled(ppo, learner, shape, seed=0):
 def data(ppo, learner):
     seen, raw = sampled(ppo, learner, (T, N))
     rng = np.random.default_rng(0)
-    done = rng.random((T, N)) < 0.2
-    return Transition(seen, raw, jnp.asarray(rng.normal(size=(T, N)), jnp.float32), jnp.asarray(done))
+    done = jnp.asarray(rng.random((T, N)) < 0.2)
+    reward, bootstrap = (jnp.asarray(rng.normal(size=(T, N)), jnp.float32) for _ in range(2))
+    return Transition(seen, raw, log_prob(ppo, learner, seen, raw), reward, jnp.where(done, bootstrap, 0.0), done)
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +99,14 @@ def generalized_advantage(reward, done, value, discount, lambda_):
 def rows_by_hand(ppo, learner, data, last, formula):
     """[T * N] of `formula` over each environment."""
     value = np.concatenate([ppo.residual.value(learner, data.vectors), ppo.residual.value(learner, last)[None]])
-    reward, done = np.asarray(data.reward), np.asarray(data.done, float)
     c = ppo.config
+    reward, done = np.asarray(data.reward + c.discount * data.bootstrap), np.asarray(data.done, float)
     columns = [formula(reward[:, i], done[:, i], value[:, i], c.discount, c.gae_lambda) for i in range(N)]
     return np.stack(columns, 1), value
 
 
 def test_value_targets_are_lambda_returns_and_values_plus_gae(ppo, learner, data, last):
-    batch = ppo._batch(learner, data, last)
+    batch = ppo._batch(learner, data, last, SOUND)
     by_returns, value = rows_by_hand(ppo, learner, data, last, lambda_return)
     by_gae, _ = rows_by_hand(ppo, learner, data, last, generalized_advantage)
     np.testing.assert_allclose(by_returns, value[:-1] + by_gae, atol=1e-5)
@@ -113,29 +115,36 @@ def test_value_targets_are_lambda_returns_and_values_plus_gae(ppo, learner, data
 
 def test_advantages_look_one_step_ahead_to_the_lambda_return(ppo, learner, data, last):
     """brax's `compute_gae` gives r + gamma G(t + 1) - V(t), as V-trace does: lambda does not weigh the first step."""
-    batch = ppo._batch(learner, data, last)
+    batch = ppo._batch(learner, data, last, SOUND)
     target, value = rows_by_hand(ppo, learner, data, last, lambda_return)
     following = np.concatenate([target[1:], value[-1:]])
-    expected = np.asarray(data.reward) + ppo.config.discount * (1 - np.asarray(data.done)) * following - value[:-1]
+    reward = np.asarray(data.reward + ppo.config.discount * data.bootstrap)
+    expected = reward + ppo.config.discount * (1 - np.asarray(data.done)) * following - value[:-1]
     np.testing.assert_allclose(batch.advantage.reshape(T, N), expected, atol=1e-5)
 
 
-def test_a_timed_out_episode_is_worth_its_bootstrapped_reward(ppo, learner, data, last):
-    """The rollout has added gamma V(terminal) to the reward: nothing of the next episode may leak in."""
+def test_a_timed_out_episode_is_worth_its_reward_and_its_discounted_bootstrap(ppo, learner, data, last):
+    """Discounted as everything else is; nothing of the next episode may leak in."""
     done = jnp.zeros((T, N), bool).at[5].set(True)
-    reward = data.reward.at[5].add(ppo.config.discount * 3.0)
-    batch = ppo._batch(learner, data._replace(done=done, reward=reward), last)
-    np.testing.assert_allclose(batch.value_target.reshape(T, N)[5], reward[5], atol=1e-5)
+    bootstrap = jnp.zeros((T, N)).at[5].set(3.0)
+    batch = ppo._batch(learner, data._replace(done=done, bootstrap=bootstrap), last, SOUND)
+    worth = data.reward[5] + ppo.config.discount * 3.0
+    np.testing.assert_allclose(batch.value_target.reshape(T, N)[5], worth, atol=1e-5)
     value = ppo.residual.value(learner, data.vectors)
-    np.testing.assert_allclose(batch.advantage.reshape(T, N)[5], reward[5] - value[5], atol=1e-5)
+    np.testing.assert_allclose(batch.advantage.reshape(T, N)[5], worth - value[5], atol=1e-5)
 
 
 def test_batch_holds_each_transition_once(ppo, learner, data, last):
-    batch = ppo._batch(learner, data, last)
+    batch = ppo._batch(learner, data, last, SOUND)
     np.testing.assert_array_equal(batch.raw, data.raw.reshape(T * N, 6))
-    np.testing.assert_allclose(
-        batch.log_prob, log_prob(ppo, learner, data.vectors, data.raw).reshape(-1), rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_array_equal(batch.weight, 1)
+
+
+def test_old_log_probabilities_are_those_of_acting(ppo, learner, data, last):
+    """Not those of the new input statistics: the update must not move them."""
+    kept = data._replace(log_prob=data.log_prob + jnp.arange(T)[:, None])
+    _, batch, *_ = jax.jit(ppo._begin)(learner, kept, last, jax.random.PRNGKey(0))
+    np.testing.assert_array_equal(batch.log_prob, kept.log_prob.reshape(-1))
 
 
 # -- the loss ------------------------------------------------------------------------------------------------------
@@ -143,7 +152,8 @@ def make_batch(ppo, learner, advantage, log_ratio=0.0, seed=3):
     """A batch at ratio exp(log_ratio) whose value targets are the values."""
     seen, raw = sampled(ppo, learner, (len(advantage),), seed)
     old = log_prob(ppo, learner, seen, raw) - log_ratio
-    return Batch(seen, raw, old, jnp.asarray(advantage, jnp.float32), ppo.residual.value(learner, seen))
+    weight = jnp.ones(len(advantage))
+    return Batch(seen, raw, old, jnp.asarray(advantage, jnp.float32), ppo.residual.value(learner, seen), weight)
 
 
 def policy_gradient(ppo, learner, batch):
@@ -198,6 +208,82 @@ def test_loss_adds_value_error_and_takes_off_entropy(ppo, learner):
     assert float(metrics["kl"]) == pytest.approx(0, abs=1e-5)
 
 
+# -- what is not finite --------------------------------------------------------------------------------------------
+def spoil(data, what):
+    """The data with NaN or inf in row [3, 2]."""
+    if what == "vectors":
+        return data._replace(vectors={**data.vectors, "state": data.vectors["state"].at[3, 2, 0].set(jnp.nan)})
+    if what == "critic":
+        name = "privileged_state"
+        return data._replace(vectors={**data.vectors, name: data.vectors[name].at[3, 2, 5].set(jnp.inf)})
+    return data._replace(**{what: getattr(data, what).at[3, 2].set(jnp.nan)})
+
+
+COUNTS = {
+    "vectors": "bad_vectors",
+    "critic": "bad_vectors",
+    "raw": "bad_actions",
+    "log_prob": "bad_log_probs",
+    "reward": "bad_rewards",
+    "bootstrap": "bad_rewards",
+}
+
+
+@pytest.mark.parametrize("what", COUNTS)
+def test_an_update_never_takes_in_a_row_that_is_not_finite(ppo, learner, data, last, what):
+    update = jax.jit(ppo._update)
+    after, _, metrics = update(learner, ppo.init(learner), spoil(data, what), last, jax.random.PRNGKey(0))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+    assert int(after.normalizer.count) == T * N - 1
+    assert {name: int(metrics[name]) for name in set(COUNTS.values())} == {
+        name: int(name == COUNTS[what]) for name in set(COUNTS.values())
+    }
+    assert int(metrics["bad_rows"]) in (1, 2)  # the one before it may lack its next value
+    assert int(metrics["skipped_updates"]) == 0
+    assert np.isfinite(float(metrics["policy_loss"]) + float(metrics["value_loss"]))
+
+
+def test_rows_left_out_change_nothing_for_the_others(ppo, learner, data, last):
+    """An environment with one bad row ends there: the others keep their advantages, and its own earlier rows learn
+    from what came before."""
+    clean = ppo._batch(learner, data, last, SOUND)
+    sound = SOUND.at[6, 4].set(False)
+    batch = ppo._batch(learner, data, last, sound)
+    weight, advantage, before = (np.asarray(x).reshape(T, N) for x in (batch.weight, batch.advantage, clean.advantage))
+    np.testing.assert_array_equal(weight == 0, ~np.asarray(sound))
+    others = np.arange(N) != 4
+    np.testing.assert_array_equal(advantage[:, others], before[:, others])
+    np.testing.assert_array_equal(advantage[7:, 4], before[7:, 4])
+    value = ppo.residual.value(learner, data.vectors)
+    reward = data.reward[5, 4] + ppo.config.discount * data.bootstrap[5, 4]
+    one_step = reward + ppo.config.discount * (1 - data.done[5, 4]) * value[6, 4] - value[5, 4]
+    np.testing.assert_allclose(advantage[5, 4], one_step, atol=1e-5)
+
+
+def test_loss_is_the_mean_over_rows_with_weight(ppo, learner):
+    advantage = np.array([3.0, -1.0, 0.5, 2.0, -2.5, 0.0])
+    batch = make_batch(ppo, learner, advantage)
+    batch = batch.replace(value_target=batch.value_target + 1.0)
+    weighted = batch.replace(weight=jnp.array([1.0, 1, 1, 1, 0, 0]), log_prob=batch.log_prob.at[4].set(-1e30))
+    some = jax.tree.map(lambda x: x[:4], batch)
+    parameters = {"policy": learner.policy, "value": learner.value}
+    for a, b in zip(*(ppo.loss(parameters, learner.normalizer, x)[1].values() for x in (weighted, some)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert_close_trees(policy_gradient(ppo, learner, weighted), policy_gradient(ppo, learner, some))
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(ppo, learner, data, last, differences):
+    """Here the critic gives finite values whose squared error is not."""
+    huge = learner.replace(value=jax.tree.map(lambda x: jnp.sign(x + 1e-9) * 1e25, learner.value))
+    after, opt_state, metrics = ppo.update(huge, ppo.init(huge), data, last, jax.random.PRNGKey(0))
+    assert int(metrics["skipped_updates"]) == 2 * 4  # all of them
+    assert int(metrics["bad_rows"]) == 0
+    changed = differences(huge, after)
+    assert changed and all(name.startswith(".normalizer") for name in changed)
+    _, _, metrics = ppo.update(learner, opt_state, data, last, jax.random.PRNGKey(0))
+    assert int(metrics["skipped_updates"]) == 0  # counted once
+
+
 # -- updates -------------------------------------------------------------------------------------------------------
 def test_update_changes_every_network_and_counts_the_rows(ppo, learner, data, last, differences):
     after, opt_state, metrics = ppo.update(learner, ppo.init(learner), data, last, jax.random.PRNGKey(0))
@@ -248,8 +334,8 @@ def test_actions_with_positive_advantage_get_more_likely(ppo, learner, last):
     opt_state, means = ppo.init(learner), []
     for seed in range(12):
         seen, raw = sampled(ppo, learner, (T, N), seed)
-        data = Transition(seen, raw, raw[..., 0], jnp.ones((T, N), bool))
         before = log_prob(ppo, learner, seen, raw)
+        data = Transition(seen, raw, before, raw[..., 0], jnp.zeros((T, N)), jnp.ones((T, N), bool))
         means.append(np.asarray(ppo.residual.logits(learner, seen)[0]).mean((0, 1)))
         learner, opt_state, _ = ppo.update(learner, opt_state, data, last, jax.random.PRNGKey(seed))
         gain = np.asarray(log_prob(ppo, learner, seen, raw) - before)

@@ -1,5 +1,7 @@
 """The rollout: the base policy bit for bit at alpha 0, bootstrapped time-outs, reward terms, and what is stored."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,14 +120,14 @@ def test_a_rollout_inside_jit_does_what_the_host_does_and_uses_its_carry_up(make
 # -- ends of episodes and reward terms -----------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def roller(make_env):
-    """Large random residuals over `zero`, in episodes of six steps; keeps all there is."""
-    env = make_env(4, "plain", task=TaskConfig(episode_steps=6))
+    """Large random residuals over `zero`, in episodes of six steps or until success; keeps all there is."""
+    env = make_env(4, "plain", task=TaskConfig(episode_steps=6, stay_share=0.0))
     residual = Residual(ResidualConfig(hidden=(16,), initial_std=0.7), 0)
 
     def everything(pending, transition, result):
         return {"pending": pending, "transition": transition, "result": result}
 
-    return Roller(env, make_base("zero", env.task), residual, everything, mode=SAMPLE, costs=COSTS, discount=0.9)
+    return Roller(env, make_base("zero", env.task), residual, everything, mode=SAMPLE, costs=COSTS)
 
 
 @pytest.fixture(scope="module")
@@ -167,20 +169,20 @@ def test_episodes_end_as_staged(rolled):
     assert not result.done[1:].any()
 
 
-def test_only_a_time_out_adds_the_discounted_value_of_its_last_state(roller, learner, rolled):
+def test_only_a_time_out_has_a_bootstrap_the_value_of_its_last_state(roller, learner, rolled):
     result, transition = rolled["result"], rolled["transition"]
     last = jax.tree.map(lambda x: x[0], result.last)
     vectors = jax.vmap(lambda s: critic_vector(roller.env.task, s, jnp.zeros(0)))(last)
     value = np.asarray(roller.residual.value(learner, {"privileged_state": vectors}))
-    added = transition.reward - result.reward
     assert abs(value[0]) > 0.01
-    np.testing.assert_allclose(added[0], [0.9 * value[0], 0, 0, 0], atol=1e-5)
-    np.testing.assert_array_equal(added[1:], 0)
+    np.testing.assert_allclose(transition.bootstrap[0], [value[0], 0, 0, 0], atol=1e-5)
+    np.testing.assert_array_equal(transition.bootstrap[1:], 0)
+    np.testing.assert_array_equal(transition.reward, result.reward)
 
 
 def test_reward_is_the_sum_of_its_named_terms(rolled):
     result = rolled["result"]
-    expected = {"progress", "time", "success", "invalid", "residual_size", "residual_change"}
+    expected = {"progress", "time", "success", "left", "invalid", "residual_size", "residual_change"}
     assert set(result.terms) == expected
     np.testing.assert_allclose(result.reward, sum(result.terms.values()), atol=1e-6)
     np.testing.assert_allclose(result.terms["success"][0], [0, 2.4, 2.4, 0], atol=1e-6)
@@ -206,11 +208,12 @@ def test_stored_actions_are_not_clipped_and_targets_are_blended(rolled):
 
 
 def test_no_next_observation_is_stored(roller, rolled):
-    """A transition holds both vectors of its own state, the action, one reward and one flag: nothing else."""
+    """A transition holds both vectors of its own state, the action and its log-probability, reward, bootstrap and a
+    flag: nothing else."""
     sizes = [x.shape for x in jax.tree.leaves(rolled["transition"])]
     assert all(shape[:2] == (3, 4) for shape in sizes)
     widths = sorted(shape[2] if len(shape) > 2 else 1 for shape in sizes)
-    assert widths == sorted([*roller.residual.sizes.values(), 6, 1, 1])
+    assert widths == sorted([*roller.residual.sizes.values(), 6, 1, 1, 1, 1])
     seen = roller.start(KEY).state.physics.qpos[:, :6]
     np.testing.assert_allclose(rolled["transition"].vectors["privileged_state"][0, :, :6], seen, atol=1e-6)
 
@@ -223,8 +226,83 @@ def test_actor_sees_its_own_last_residual(roller, rolled):
     np.testing.assert_array_equal(seen[1:], expected)
 
 
-def test_value_vectors_are_those_of_the_state_reached(roller, learner):
-    carry, _ = roll_singly(roller, learner, roller.start(KEY), 2)
-    vectors = roller.value_vectors(carry)["privileged_state"]
-    _, kept = roller.roll(learner, carry, 1)
-    np.testing.assert_allclose(vectors, kept["transition"].vectors["privileged_state"][0], atol=1e-6)
+def test_log_probability_is_that_of_the_policy_that_acted(roller, learner, rolled):
+    transition = rolled["transition"]
+    mean, std = roller.residual.logits(learner, transition.vectors)
+    expected = -0.5 * ((transition.raw - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(transition.log_prob, expected.sum(-1), rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def planned(jacobian, begin):
+    """Twelve steps over `jacobian`, whose critic is told of the plan; each step before physics, and the carry after."""
+    learner, carry, rows = jacobian.residual.init(KEY), begin, []
+    for _ in range(12):
+        pending = jacobian._act(learner, carry, jacobian.mix)
+        carry, _ = jacobian._last(learner, pending, jacobian._physics(pending))
+        rows.append({"after": carry, "pending": pending})
+    return rows
+
+
+def test_value_vectors_are_those_of_the_state_reached(jacobian, planned):
+    """Also what the plan tells: the critic's input after a rollout is that of the step to come, bit for bit."""
+    sizes = jacobian.residual.layout["privileged_state"]
+    assert sizes["base_features"] > 0
+    for now, then in itertools.pairwise(planned):
+        vectors = jacobian.value_vectors(now["after"])["privileged_state"]
+        np.testing.assert_array_equal(vectors, then["pending"].vectors["privileged_state"])
+
+
+def test_bootstrap_of_a_time_out_knows_the_plan_to_come(jacobian, planned):
+    """The value of the last state, with features of the plan after it has seen that state."""
+    learner, timed_out, rng = jacobian.residual.init(KEY), 0, np.random.default_rng(0)
+    value = jax.tree.map(lambda x: x + rng.normal(0, 0.3, x.shape).astype(np.float32), learner.value)
+    learner = learner.replace(value=value)
+    task, base = jacobian.env.task, jacobian.base
+    settle = jax.jit(jacobian.settle)
+    for row in planned:
+        _, transition, result = settle(learner, row["pending"], jacobian._physics(row["pending"]))
+        seen = jax.vmap(task.observe)(result.last)
+        plan, _ = base.chunk(row["pending"].carry.base, seen, None, seen.new_episode)
+        vectors = jax.vmap(lambda s, f: critic_vector(task, s, f))(result.last, base.features(plan))
+        value = jacobian.residual.value(learner, {"privileged_state": vectors})
+        old = jax.vmap(lambda s, f: critic_vector(task, s, f))(result.last, base.features(row["pending"].carry.base))
+        stale = jacobian.residual.value(learner, {"privileged_state": old})
+        ended = np.asarray(result.truncated & ~result.terminated)
+        np.testing.assert_allclose(transition.bootstrap, np.where(ended, value, 0), atol=1e-5)
+        timed_out += (np.abs(np.asarray(value - stale)) > 1e-3)[ended].sum()
+    assert timed_out  # features of before would have been seen
+
+
+# -- what is not finite --------------------------------------------------------------------------------------------
+class SpoiltBase:
+    """`zero` that asks for NaN in environment 2 from its second step on."""
+
+    def __init__(self, base):
+        self.base = base
+
+    def __getattr__(self, name):
+        return getattr(self.base, name)
+
+    def for_env(self, env):
+        return SpoiltBase(self.base.for_env(env))
+
+    def chunk(self, carry, observation, key, reset_mask):
+        carry, targets = self.base.chunk(carry, observation, key, reset_mask)
+        return carry, targets.at[2, 0, 1].set(jnp.where(observation.new_episode[2], targets[2, 0, 1], jnp.nan))
+
+
+def test_a_nan_of_the_base_stays_in_its_environment(make_env):
+    env = make_env(4, "plain", task=TaskConfig(episode_steps=6, stay_share=0.0))
+    residual = Residual(ResidualConfig(hidden=(16,), initial_std=0.7), 0)
+    base = SpoiltBase(make_base("zero", env.task))
+    roller = Roller(env, base, residual, lambda pending, transition, result: (transition, result), mode=SAMPLE)
+    _, (transition, result) = roll_singly(roller, residual.init(KEY), roller.start(KEY), 4)
+    bad = np.zeros((4, 4), bool)
+    bad[1::2, 2] = True  # new episode, NaN, new episode, NaN
+    np.testing.assert_array_equal(result.invalid, bad)
+    np.testing.assert_array_equal(result.last.bad_target, bad)
+    sound = np.isfinite(transition.vectors["state"]).all(-1) & np.isfinite(transition.raw).all(-1)
+    np.testing.assert_array_equal(sound, ~bad)
+    assert np.isfinite(result.reward).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.last))

@@ -9,7 +9,7 @@ import pytest
 
 from mjx_so101 import ConfigError
 from mjx_so101.state25 import STATE25_LAYOUT
-from policies.residual import CRITIC_LAYOUT, layout_sizes
+from policies.residual import CRITIC_LAYOUT, actor_layout, layout_sizes
 from train.cli import main
 from train.config import TrainConfig
 from train.loop import Trainer
@@ -40,7 +40,7 @@ def test_actor_sees_exactly_the_published_numbers(trainer):
 
 
 def test_layout_is_the_published_one_and_the_critics_stays():
-    sizes = layout_sizes(6, published=True)
+    sizes = layout_sizes(6, actor=actor_layout("state25"))
     assert sizes["state"] == {name: size for name, size, _ in STATE25_LAYOUT}
     assert sum(sizes["state"].values()) == 25
     assert list(sizes["privileged_state"]) == [name for name, *_ in CRITIC_LAYOUT]
