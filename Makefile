@@ -3,6 +3,7 @@
 #   make train   train a residual policy; flags in ARGS, e.g. make train ARGS="--base oracle --seed 1"
 #   make test    run the tests but the slow ones; e.g. make test ARGS="-x tests/test_packaging.py", ARGS="-m slow"
 #   make lint    run ruff and mypy
+#   make mutants mutation testing of the core, for hours on a few cores; again to go on where it stopped
 #   make venv    only set up .venv
 #   make clean   remove .venv and what tools cached here (never runs/)
 #
@@ -14,8 +15,9 @@ ARGS ?=
 WORKERS ?= 2
 VENV_PYTHON := .venv/bin/python
 PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
+MUTANTS := .cache/mutants/sample
 
-.PHONY: help train test lint venv clean
+.PHONY: help train test lint mutants venv clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -32,6 +34,13 @@ lint: venv
 	$(VENV_PYTHON) -m ruff check
 	$(VENV_PYTHON) -m ruff format --check
 	$(VENV_PYTHON) -m mypy
+
+mutants: venv
+	@$(PIP) install --quiet --editable ".[test]" && mkdir -p .cache/mutants
+	@if [ ! -e $(MUTANTS).json ]; then $(VENV_PYTHON) -m bench.mutants sample --out $(MUTANTS).json; fi
+	$(VENV_PYTHON) -m bench.mutants run $(MUTANTS).json --results $(MUTANTS).jsonl --workers $(WORKERS) $(ARGS)
+	$(VENV_PYTHON) -m bench.mutants report $(MUTANTS).json --results $(MUTANTS).jsonl --out $(MUTANTS)_report.json
+	$(VENV_PYTHON) -m bench.mutants named --results .cache/mutants/named.jsonl --workers $(WORKERS) $(ARGS)
 
 # $(call need_python,COMMAND): stop with a clear line unless COMMAND is a new enough Python; leaves $$version set.
 define need_python

@@ -81,7 +81,9 @@ def main(config: GrootBenchConfig) -> None:
         if not (folder / "config.json").exists():
             print(f"writing a {config.size} checkpoint of random weights")
             make_checkpoint(folder, config.size)
-        options = ModelOptions(checkpoint=str(folder), horizon=config.horizon, micro_batch=config.micro_batch[0])
+        options = ModelOptions(
+            checkpoint=str(folder), horizon=config.horizon, micro_batch=config.micro_batch[0], any_start=True
+        )
         run(config, options)
 
 

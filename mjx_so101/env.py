@@ -207,6 +207,7 @@ class PaperReturnEnv:
             "num_envs": self.num_envs,
             "physics": self.physics.name,
             "sheet_friction": self.scene.sheet_friction,
+            "home": list(self.task.config.home),
             "randomization": json.loads(json.dumps(self.task.randomization.to_dict())),
         }
 

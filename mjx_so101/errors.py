@@ -26,6 +26,10 @@ class RemoteError(SO101Error, RuntimeError):
     """A policy server does not answer, or what it answers cannot be used."""
 
 
+class Interrupted(Exception):
+    """Somebody asked to stop between two control steps; what was begun is dropped. Not an error."""
+
+
 def require_choice(name: str, value: str, valid: Iterable[str]) -> str:
     """Return `value` if it is one of `valid`, else raise a ConfigError that lists them."""
     valid = list(valid)

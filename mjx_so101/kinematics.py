@@ -99,6 +99,12 @@ class ArmKinematics:
         origins = jnp.stack([pos for pos, _ in frames[1:6]])
         return point, rotation, jnp.cross(axes, point - origins).T, axes.T
 
+    def clearance(self, joints: np.ndarray) -> float:
+        """Height (m) of the lower fingertip's lowest point over the table for joints [6] (rad)."""
+        bodies = self.frames(jnp.asarray(joints, jnp.float32))[5:]
+        tips = zip(bodies, (self.fixed_fingertip, self.moving_fingertip), strict=True)
+        return float(min((at + _apply(turn, tip))[2] for (at, turn), tip in tips)) - self.fingertip_radius
+
     def jaw_point_in_gripper(self, grip: float, local: np.ndarray) -> np.ndarray:
         """A point of the jaw body [3], expressed in the gripper body, at gripper joint angle `grip` (rad)."""
         c, s = np.cos(grip), np.sin(grip)

@@ -324,12 +324,18 @@ def _finite_physics(new: PhysicsState, old: PhysicsState) -> tuple[PhysicsState,
 
 
 def check_home(task: PaperReturn) -> None:
-    """Raise ConfigError if the home pose lies outside the joint limits."""
+    """Raise ConfigError if the home pose lies outside the joint limits or presses a fingertip into the table."""
     for name, angle, low, high in zip(
         JOINTS, task.config.home, task.kinematics.lower, task.kinematics.upper, strict=True
     ):
         if not low - 1e-3 <= angle <= high + 1e-3:
             raise ConfigError(f"home of {name} is {angle} rad, outside its limits [{low:.4f}, {high:.4f}].")
+    clearance = task.kinematics.clearance(np.asarray(task.config.home))
+    if clearance < 0:
+        raise ConfigError(
+            f"home {task.config.home} puts a fingertip {-1000 * clearance:.0f} mm below the table; raise the arm: less "
+            "shoulder_lift or less elbow_flex."
+        )
 
 
 def check_starts(task: PaperReturn) -> None:

@@ -140,14 +140,19 @@ SEES_POSE = ("jacobian", "oracle")
 def make_base(name: str, task: PaperReturn, model: ModelOptions | None = None) -> BasePolicy:
     """Build a base policy by name for a task. `model` says what 'groot' and 'remote' run.
 
-    Raises ConfigError for an unknown name, or what the model cannot do or lacks.
+    Raises ConfigError for an unknown name, what the model cannot do or lacks, or a start pose that it never saw.
     """
     require_choice("base", name, BASES)
     if name not in SCRIPTED:
         from policies.chunked import ChunkedPolicy
 
         model = model or ModelOptions()
-        return ChunkedPolicy(model.load(name), model.horizon, model.base_renderer)
+        size = (model.base_width, model.base_height)
+        policy = ChunkedPolicy(
+            model.load(name), model.horizon, model.base_renderer, size=size, any_start=model.any_start
+        )
+        policy.check_start(task.config.home)
+        return policy
     from policies.jacobian import JacobianPolicy
     from policies.oracle import OraclePolicy
 

@@ -1,7 +1,11 @@
 """Base policies that run a model outside JAX: GR00T on this machine, or a server.
 
 The model looks at pictures and joint angles and answers with chunks of absolute joint targets. Between two jitted
-control steps `refill` renews a few chunks (see `policies.chunks`) and draws only the environments it renews.
+control steps `refill` renews a few chunks (see `policies.chunks`) and draws only the environments it renews. Where
+episodes do not start anew by themselves, as in evaluation, it renews all of them once their chunks are executed, so
+that what an episode gets does not depend on how many run beside it.
+
+A target that is not finite is passed on as it is: the task holds the old one, counts it and ends the episode.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -16,14 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
-from mjx_so101.errors import ConfigError
+from mjx_so101.errors import ConfigError, Interrupted
 from mjx_so101.render import PRESETS, Renderer, make_renderer
-from mjx_so101.render.sensor import sense_all, sensor_varies
+from mjx_so101.render.sensor import sense, sensor_varies
 from mjx_so101.task import Observation, State
 from policies import chunks
 from policies.chunks import Chunks
+from policies.start import outside_training, require_start
 
 LEAD_SCALE = 10.0
+SENSOR_TAG, NOISE_TAG = 11, 12
+"""Folded into an environment's own key for its sensor's noise and the model's; 0 and 1 give what the task draws."""
 RENDERERS = ("warp", "mujoco")
 
 
@@ -39,6 +47,8 @@ class ChunkSource(Protocol):
     """Shape of one environment's starting noise."""
     training_range: tuple[np.ndarray, np.ndarray] | None
     """Lowest and highest target [6] (rad) in its training data, where it tells."""
+    state_range: tuple[np.ndarray, np.ndarray] | None
+    """Lowest and highest measured joint angle [6] (rad) in its training data, where it tells."""
     note: str
     """What a reader of any result must know, or nothing."""
 
@@ -61,14 +71,24 @@ class ChunkedPolicy:
 
     jittable = False
     horizon = 1
+    sees: tuple[str, ...] = ("joints", "pictures")
+    """All that the model is shown."""
     num_features = 7  # how far the chunk is executed, and where it leads
 
     def __init__(
-        self, source: ChunkSource, executed: int = 16, renderer: str = "warp", env: PaperReturnEnv | None = None
+        self,
+        source: ChunkSource,
+        executed: int = 16,
+        renderer: str = "warp",
+        env: PaperReturnEnv | None = None,
+        size: tuple[int, int] | None = None,
+        any_start: bool = False,
     ):
-        """executed: actions of a chunk that an environment executes at most. renderer: 'warp' or 'mujoco'.
+        """executed: actions of a chunk that an environment executes at most. renderer: 'warp' or 'mujoco'. size: width
+        and height of the pictures (px); default 320 x 240. any_start: do not refuse a start pose, see `check_start`.
 
-        Raises ConfigError for more actions than a chunk has, another renderer, or a camera that the scene lacks.
+        Raises ConfigError for more actions than a chunk has, another renderer, a camera that the scene lacks, or a
+        start pose that is not allowed.
         """
         if not 1 <= executed <= source.horizon:
             raise ConfigError(
@@ -83,16 +103,26 @@ class ChunkedPolicy:
         self.source, self.executed = source, executed
         self.name, self.cameras, self.note = source.name, source.cameras, source.note
         self.training_range = source.training_range
-        self.render_config = dataclasses.replace(PRESETS["gr00t"], renderer=renderer, cameras=source.cameras)
+        self.any_start = any_start
+        preset = PRESETS["gr00t"]
+        width, height = size or (preset.width, preset.height)
+        self.render_config = dataclasses.replace(
+            preset, renderer=renderer, cameras=source.cameras, width=width, height=height
+        )
         self.passes = 0
         """Passes through the model so far."""
+        self.stopped: Callable[[], bool] = lambda: False
+        """Asked before each pass; True raises Interrupted."""
         self._in_use: list[Any] = []
         if env is not None:
             self._bind(env)
 
     def _bind(self, env: PaperReturnEnv) -> None:
         self.env = env
-        self.slots = chunks.slots(env.num_envs, self.executed)
+        self.check_start(env.task.config.home)
+        self.staggered = env.auto_reset
+        n = env.num_envs
+        self.slots = chunks.slots(n, self.executed) if self.staggered else chunks.whole_slots(n)
         self.renderer = self._make_renderer()
         self._senses = sensor_varies(env.task.randomization)
         draw = self.renderer.render
@@ -100,6 +130,14 @@ class ChunkedPolicy:
         self._begin, self._store = jax.jit(_begin), jax.jit(self._store_pass)
         self._choose, self._feel = jax.jit(self._choose_envs), jax.jit(self._joints_and_noise)
         self._sense = jax.jit(_sense)
+
+    def check_start(self, home: tuple[float, ...]) -> None:
+        """Raise ConfigError if start pose `home` [6] (rad) is unlike the training data; with `any_start`, note it."""
+        if not self.any_start:
+            require_start(home, self.source.state_range)
+        elif strange := outside_training(home, self.source.state_range):
+            text = f"{self.source.note} The start pose is unlike the training data: {'; '.join(strange)}."
+            self.note = text.strip()
 
     def _make_renderer(self) -> Renderer:
         there = self.env.scene.camera_names
@@ -118,7 +156,8 @@ class ChunkedPolicy:
 
     def for_env(self, env: PaperReturnEnv) -> ChunkedPolicy:
         """The same policy, with the same model, for the environments of `env`."""
-        return type(self)(self.source, self.executed, self.render_config.renderer, env)
+        drawn = self.render_config
+        return type(self)(self.source, self.executed, drawn.renderer, env, (drawn.width, drawn.height), self.any_start)
 
     # -- the protocol of base policies -------------------------------------------------------------------------------
     def init(self, num_envs: int) -> Chunks:
@@ -132,9 +171,11 @@ class ChunkedPolicy:
         return carry, target[:, None]
 
     def features(self, carry: Chunks) -> jax.Array:
-        """How much of the chunk is executed, and where its last action leads from the present one."""
-        now = jnp.clip(carry.position - 1, 0, self.source.horizon - 1)
-        present = jnp.take_along_axis(carry.targets, now[:, None, None], axis=1)[:, 0]
+        """How much of the chunk is executed, and where its last action leads from the present one.
+
+        For a chunk that is used up this is what it was after its last action.
+        """
+        present = chunks.action(carry, carry.position - 1)
         done = carry.position / self.source.horizon
         return jnp.concatenate([done[:, None], LEAD_SCALE * (carry.targets[:, -1] - present)], axis=1)
 
@@ -149,10 +190,12 @@ class ChunkedPolicy:
         if passes:
             self._in_use.clear()  # the device has caught up: nobody reads these any more
         for i in range(passes):
+            if self.stopped():
+                raise Interrupted
             envs = self._choose(carry, state)
             inputs = self.look(state, envs)
             targets = jnp.asarray(self.source.chunk(*inputs))
-            # JAX and torch would both reuse the memory of arrays that only the other still reads
+            # a source may read in another library, and JAX would reuse the memory of arrays that only that still reads
             self._in_use.append((inputs, targets))
             carry = self._store(carry, envs, targets, waiting, i)
         self.passes += passes
@@ -172,15 +215,16 @@ class ChunkedPolicy:
         self, carry: Chunks, envs: jax.Array, targets: jax.Array, waiting: jax.Array, i: jax.Array
     ) -> Chunks:
         rank = i * self.slots + jnp.arange(self.slots)
-        limits = chunks.first_limits(rank, waiting, len(carry.limit), self.executed)
+        limits = jnp.full(self.slots, self.executed, jnp.int32)
+        if self.staggered:
+            limits = chunks.first_limits(rank, waiting, len(carry.limit), self.executed)
         return chunks.store(carry, envs, targets, limits)
 
     def _joints_and_noise(self, state: State, envs: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows = jax.tree.map(lambda x: x[envs], state)
         joints = jax.vmap(self.env.task.observe)(rows).joint_pos
-        # from the environment's own key, so that its noise does not depend on who else is renewed
-        noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 2), self.source.noise_shape))(rows.key)
-        return joints, noise
+        keys = _own_keys(rows.key, NOISE_TAG)
+        return joints, jax.vmap(lambda key: jax.random.normal(key, self.source.noise_shape))(keys)
 
     # -- for reports -------------------------------------------------------------------------------------------------
     def pictures(self, state: State) -> np.ndarray:
@@ -214,5 +258,10 @@ def _begin(carry: Chunks, state: State) -> tuple[Chunks, jax.Array]:
 
 def _sense(images: jax.Array, state: State, envs: jax.Array) -> jax.Array:
     """Images after the sensor effects of environments `envs`."""
-    params = jax.tree.map(lambda x: x[envs], state.params)
-    return sense_all(images, params, jax.random.fold_in(state.key[envs[0]], 1))
+    params, keys = jax.tree.map(lambda x: x[envs], (state.params, state.key))
+    return jax.vmap(sense)(images, params, _own_keys(keys, SENSOR_TAG))
+
+
+def _own_keys(keys: jax.Array, tag: int) -> jax.Array:
+    """A key of each environment's own, so that its noise does not depend on who else is renewed."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, tag))(keys)

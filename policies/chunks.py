@@ -6,6 +6,10 @@ those with the oldest chunks; if nobody waits, nothing is renewed. If more than 
 passes in the same step: nobody ever executes an action of an earlier episode. So that a mass reset does not lead to a
 mass renewal `horizon` steps later, only as many of its chunks as fall due in a step of steady execution last equally
 long (`first_limits`).
+
+That is for training, where episodes start at any time. Where all episodes start together and none starts anew, as in
+evaluation, every environment executes whole chunks, as a robot does, and all are renewed in the same step, in equal
+parts of at most `MOST_DRAWN` (`whole_slots`).
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ import jax.numpy as jnp
 
 SPARE = 1.15
 """Slots over what steady execution needs: room for resets, and a fresher chunk where there are none."""
+MOST_DRAWN = 256
+"""Environments that are drawn at once where all are renewed together: 118 MB of pictures from two cameras."""
 
 
 @flax.struct.dataclass
@@ -37,6 +43,11 @@ class Chunks:
 def slots(num_envs: int, horizon: int) -> int:
     """Chunks renewed in one pass when every chunk serves at most `horizon` control steps."""
     return min(num_envs, math.ceil(SPARE * num_envs / horizon))
+
+
+def whole_slots(num_envs: int) -> int:
+    """Chunks renewed in one pass where all environments are renewed in the same step, in equal parts."""
+    return math.ceil(num_envs / math.ceil(num_envs / MOST_DRAWN))
 
 
 def no_chunks(num_envs: int, length: int) -> Chunks:
@@ -77,6 +88,16 @@ def store(chunks: Chunks, envs: jax.Array, targets: jax.Array, limit: jax.Array)
 
 
 def execute(chunks: Chunks) -> tuple[Chunks, jax.Array]:
-    """Chunks one action further on, and that action of each environment [env, 6] (rad)."""
-    target = jnp.take_along_axis(chunks.targets, chunks.position[:, None, None], axis=1)[:, 0]
-    return chunks.replace(position=chunks.position + 1), target
+    """Chunks one action further on, and that action of each environment [env, 6] (rad).
+
+    A chunk that is used up stays where it is and gives its last action again.
+    """
+    last = jnp.maximum(chunks.limit - 1, 0)
+    target = action(chunks, jnp.minimum(chunks.position, last))
+    return chunks.replace(position=jnp.where(chunks.used_up, chunks.position, chunks.position + 1)), target
+
+
+def action(chunks: Chunks, index: jax.Array) -> jax.Array:
+    """[env, 6] action `index` [env] of each chunk (rad); an index outside of it means its first or last one."""
+    index = jnp.clip(index, 0, chunks.targets.shape[1] - 1)
+    return jnp.take_along_axis(chunks.targets, index[:, None, None], axis=1)[:, 0]

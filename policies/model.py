@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 OF_THE_MACHINE = ("checkpoint", "url", "compile", "micro_batch", "jax_memory", "timeout_s", "retries")
 """Options that say where and how a model runs, not what it answers: a resumed run may have others."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+PICTURE_SIZE = (320, 240)
+"""Width and height (px) of the pictures that phospho-app/gr00t-paper_return-7w9itxzsox was trained on."""
+SMALLEST_PICTURE, LARGEST_PICTURE = 16, 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,8 @@ class ModelOptions:
 
     checkpoint: str = ""
     """groot: folder of a GR00T N1.5 checkpoint, or a Hugging Face repo id."""
+    revision: str = ""
+    """groot: commit, tag or branch of a Hugging Face repo; default: its main branch as it is now."""
     url: str = ""
     """remote: address of the inference service, such as tcp://127.0.0.1:5555."""
     horizon: int = 16
@@ -56,6 +61,14 @@ class ModelOptions:
     """groot: share of the GPU that JAX takes; the rest is for torch and the renderer."""
     base_renderer: str = "warp"
     """Draws what the model sees: 'warp', or 'mujoco' (OpenGL, one by one)."""
+    base_width: int = PICTURE_SIZE[0]
+    """Pixels across of each picture that the model is shown, before it is cropped and squeezed to a square."""
+    base_height: int = PICTURE_SIZE[1]
+    """Pixels down."""
+    any_start: bool = False
+    """groot: run from a start pose that is unlike the states of the training data, instead of refusing it."""
+    single_arm: int = 5
+    """remote: joints under the server's key single_arm, beside gripper: 5, or 6 where the gripper is there twice."""
     timeout_s: float = 10.0
     """remote: longest wait for one answer."""
     retries: int = 2
@@ -66,6 +79,14 @@ class ModelOptions:
         for name, least in (("horizon", 1), ("denoising_steps", 0), ("micro_batch", 0), ("retries", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        for name in ("base_width", "base_height"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(f"{name} is {value!r}; give a whole number of pixels.")
+            if not SMALLEST_PICTURE <= value <= LARGEST_PICTURE:
+                raise ConfigError(f"{name} is {value}; give {SMALLEST_PICTURE} to {LARGEST_PICTURE} pixels.")
+        if self.single_arm not in (5, 6):
+            raise ConfigError(f"single_arm is {self.single_arm}; it must be 5 or 6.")
         if not 0 < self.jax_memory < 1:
             raise ConfigError(f"jax_memory is {self.jax_memory}; give a share of the GPU between 0 and 1.")
         if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
@@ -86,6 +107,31 @@ class ModelOptions:
         if base == "remote" and not self.url:
             raise ConfigError("base 'remote' needs --url, such as --url tcp://127.0.0.1:5555.")
 
+    def pinned(self) -> ModelOptions:
+        """The same with the commit of a Hugging Face repo, so that a run can say which model it had. It is fetched.
+
+        Raises ConfigError for a checkpoint that is neither a folder here nor can be fetched.
+        """
+        from policies.groot import require_torch
+
+        require_torch()
+        from policies.groot.loader import commit_of, resolve_folder
+
+        commit = commit_of(self.checkpoint, resolve_folder(self.checkpoint, self.revision))
+        return dataclasses.replace(self, revision=commit or self.revision)
+
+    def home(self) -> tuple[float, ...]:
+        """Start pose [6] (rad) in the middle of the checkpoint's states, see `policies.start.middle_of`.
+
+        Raises ConfigError if there is no checkpoint, or no such pose.
+        """
+        if not self.checkpoint:
+            raise ConfigError(
+                "--home checkpoint needs --checkpoint: the start pose comes from its statistics. A server does not "
+                "tell them; give --home with six angles in rad, gripper last."
+            )
+        return _home(self.checkpoint, self.revision, self.embodiment, self.joint_sign, self.joint_offset)
+
     def load(self, base: str) -> ChunkSource:
         """The model of base policy `base`. Raises ConfigError or CheckpointError for what it lacks or refuses."""
         self.require(base)
@@ -104,6 +150,7 @@ def _load(base: str, options: ModelOptions) -> ChunkSource:
             retries=options.retries,
             cameras=options.cameras(),
             joint_map=JointMap(options.joint_sign, options.joint_offset),
+            single_arm=options.single_arm,
             **text,
         )
     from policies.groot import require_torch
@@ -112,3 +159,12 @@ def _load(base: str, options: ModelOptions) -> ChunkSource:
     from policies.groot.source import Gr00tSource
 
     return Gr00tSource.load(options)
+
+
+@functools.lru_cache(maxsize=4)
+def _home(
+    checkpoint: str, revision: str, embodiment: str, sign: tuple[float, ...], offset: tuple[float, ...]
+) -> tuple[float, ...]:
+    from policies.start import home_of_checkpoint
+
+    return home_of_checkpoint(checkpoint, revision, embodiment, JointMap(sign, offset))

@@ -6,17 +6,19 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import signal
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train import signals
 from train.hardware import set_caches, share_gpu
 
 if TYPE_CHECKING:
     from policies.model import ModelOptions
     from train.config import TrainConfig
+    from train.run_folder import RunFolder
 
 COMMANDS = {
     "train": "train a residual on top of a base policy and report",
@@ -32,7 +34,11 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `so101`; errors of the library end with one line and exit status 2."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with signals.ended_by_signals():
+        _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: so101 COMMAND [OPTIONS]     (so101 COMMAND --help lists the options)\n")
         print("\n".join(f"  {name:8}  {text}" for name, text in COMMANDS.items()))
@@ -45,15 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "train": _train, "eval": _eval, "compare": _compare, "play": _play, "gate": _gate, "groot": _groot,
         "render": _render, "doctor": _doctor,
     }  # fmt: skip
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run[require_choice("command", arguments[0], COMMANDS)](arguments[1:])
     except SO101Error as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
+        print(signals.said_last(), file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -86,7 +90,8 @@ def _parse(kind: Any, arguments: list[str], command: str, **options: Any) -> Any
 _TRAIN_HELP = """train a residual on top of a base policy and report
 
 Flags that decide the defaults of all others:
-  --preset {cpu,gpu}   size of the run; default gpu where JAX has a GPU, else cpu
+  --preset NAME        size of the run: cpu, gpu, gpu-groot (for groot and remote, whose model decides the speed) or
+                       seed (four environments); default cpu, and where JAX has a GPU gpu or gpu-groot, after the base
   --out DIR            new run folder; default runs/BASE-RANDOMIZATION-TIME
   --resume DIR         continue the run in DIR with its own configuration
 
@@ -105,52 +110,75 @@ def _train(arguments: list[str]) -> None:
 
     import jax
 
-    from mjx_so101.errors import SO101Error, require_choice
-    from policies.base import SCRIPTED
-    from train.config import PRESETS, TrainConfig
-    from train.loop import Trainer, new_folder, prepare_folder, saved_config
-    from train.provenance import command, source
-    from train.report import write_report
+    from mjx_so101.errors import require_choice
+    from train import run_folder
+    from train.config import PRESETS, TrainConfig, default_preset
+    from train.provenance import source
 
     source()  # as it is now: the run may outlast the next edit
 
     if given.resume:
-        default = saved_config(Path(given.resume))
+        default = run_folder.saved_config(Path(given.resume))
+        if any(word.partition("=")[0] == "--randomization" for word in rest):
+            default = dataclasses.replace(default, resolved=None)  # what it says now is compared with the checkpoint
     else:
-        preset = given.preset or ("gpu" if jax.default_backend() == "gpu" else "cpu")
+        preset = given.preset or default_preset(_base_in(rest), jax.default_backend() == "gpu")
         default = PRESETS[require_choice("preset", preset, PRESETS)]
-    config = _parse(TrainConfig, rest, "train", default=default, description=_TRAIN_HELP)
-    if given.preset == "gpu" or config.physics == "warp":
-        _explain_missing_gpu(needed=given.preset == "gpu")
-    folder = prepare_folder(
-        Path(given.resume or given.out or new_folder(f"{config.base}-{Path(config.randomization).stem}")),
-        resume=bool(given.resume),
-    )
-    try:
-        if config.base not in SCRIPTED and not given.resume:
-            _pass_gate(config, folder, given.gate_episodes, given.force)
-        trainer = Trainer(config, folder)
-    except SO101Error:
-        if not any(folder.iterdir()):
-            folder.rmdir()  # refused before anything was written: leave no empty run behind
-        raise
-    print(f"Training in {folder}: base {config.base}, {config.randomization}, {config.num_envs} environments")
+    config = _parse(TrainConfig, rest, "train", default=default, description=_TRAIN_HELP).resolve()
+    if not given.resume:
+        chosen = "given" if given.preset else "chosen by base and machine; --preset takes another"
+        print(f"Preset {preset} ({chosen}): {config.num_envs:,} environments, {config.steps:,} steps", flush=True)
+    needs_gpu = (given.preset or "").startswith("gpu")
+    if needs_gpu or config.physics == "warp":
+        _explain_missing_gpu(needed=given.preset if needs_gpu else "")
     if given.resume:
+        folder = run_folder.open_for_resume(Path(given.resume))
+    elif given.out:
+        folder = run_folder.open_given(Path(given.out))
+    else:
+        folder = run_folder.open_new(f"{config.base}-{Path(config.randomization).stem}")
+    with folder:
+        _train_in(folder, config, bool(given.resume), given.gate_episodes, given.force)
+
+
+def _train_in(folder: RunFolder, config: TrainConfig, resume: bool, gate_episodes: int, force: bool) -> None:
+    """Train, or go on training, in a folder that this process owns, and report."""
+    from mjx_so101.errors import SO101Error
+    from policies.base import SCRIPTED
+    from train.loop import Trainer
+    from train.report import command, write_report
+
+    out, begun = folder.path, folder.begun
+    try:
+        if not begun:
+            folder.keep_config(config)  # first of all: a run that is killed from now on can be resumed
+            if config.base not in SCRIPTED:
+                shutil.rmtree(out / "gate", ignore_errors=True)  # of a run that was killed in it
+                _pass_gate(config, out, gate_episodes, force)
+        trainer = Trainer(config, out)
+    except SO101Error:
+        if not resume:
+            folder.discard()
+        raise
+    print(f"Training in {out}: base {config.base}, {config.randomization}, {config.num_envs} environments", flush=True)
+    if begun:
         trainer.resume()
-        print(f"Resumed at {trainer.steps:,} steps")
-    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    with (folder / "commands.txt").open("a") as file:
-        file.write(command() + "\n")
+        print(f"Resumed at {trainer.steps:,} steps", flush=True)
+    elif resume:
+        print("It was stopped before its first checkpoint: starting anew", flush=True)
+    folder.keep_config(config)
+    folder.add_command(command())
     if not trainer.run():
         raise SystemExit(130)
-    print("Reporting on unseen episodes ...")
-    try:
-        write_report(trainer, trainer.best_learner(), finished=True)
-    except KeyboardInterrupt:
-        print(f"\nStopped while reporting; training is saved. so101 train --resume {folder} reports.", file=sys.stderr)
-        raise SystemExit(130) from None
-    print((folder / "report.md").read_text())
-    print(f"Report: {folder / 'report.md'}")
+    with signals.last_words(f"Stopped while reporting; training is saved. so101 train --resume {out} reports."):
+        print("Reporting on unseen episodes ...", flush=True)
+        try:
+            write_report(trainer, trainer.best_learner(), finished=True)
+        except KeyboardInterrupt:
+            print(signals.said_last(), file=sys.stderr)
+            raise SystemExit(130) from None
+    print((out / "report.md").read_text())
+    print(f"Report: {out / 'report.md'}")
 
 
 def _pass_gate(config: TrainConfig, folder: Path, episodes: int, force: bool) -> None:
@@ -171,8 +199,17 @@ def _pass_gate(config: TrainConfig, folder: Path, episodes: int, force: bool) ->
     require_gate(result, force)
 
 
-def _explain_missing_gpu(needed: bool) -> None:
-    """Raise ConfigError if a GPU was asked for and JAX has none; only warn where the CPU is merely slow."""
+def _base_in(arguments: list[str]) -> str:
+    """The base policy that the flags name, or the default one."""
+    from train.config import TrainConfig
+
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--base", default=TrainConfig.base)
+    return flags.parse_known_args(arguments)[0].base
+
+
+def _explain_missing_gpu(needed: str) -> None:
+    """Raise ConfigError if preset `needed` asked for a GPU and JAX has none; only warn where the CPU is merely slow."""
     import jax
 
     from mjx_so101.errors import ConfigError
@@ -184,13 +221,14 @@ def _explain_missing_gpu(needed: bool) -> None:
         "(driver 580 or newer) or '.[cuda12]'; `so101 doctor` says what is wrong."
     )
     if needed:
-        raise ConfigError(f"--preset gpu: {message}")
+        raise ConfigError(f"--preset {needed}: {message}")
     print(f"warning: physics 'warp' on a CPU is slow. {message}", file=sys.stderr)
 
 
 # -- eval --------------------------------------------------------------------------------------------------------------
 def _eval(arguments: list[str]) -> None:
     from mjx_so101.errors import ConfigError
+    from train.files import make_folders, require_writable_file, require_writable_folder, write_text
     from train.flags import EvalFlags, overrides
 
     flags = _parse(EvalFlags, arguments, "eval", default=EvalFlags(model=_model_of_run(arguments)))
@@ -200,7 +238,9 @@ def _eval(arguments: list[str]) -> None:
     if not all(0 < mm < float("inf") for mm in flags.tolerance_mm):
         raise ConfigError(f"tolerance_mm is {flags.tolerance_mm}; every tolerance must be greater than 0 mm.")
     if flags.json and flags.json != "-":
-        Path(flags.json).parent.mkdir(parents=True, exist_ok=True)
+        require_writable_file(Path(flags.json), "--json")
+    if flags.video:
+        require_writable_folder(flags.video, "--video")
 
     from train.evaluate import Evaluator
     from train.policy import load_policy
@@ -209,19 +249,20 @@ def _eval(arguments: list[str]) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # Warp and models announce themselves; --json - must stay JSON
         policy = load_policy(flags.run, flags.base, overrides(flags), flags.tolerance_mm)
         env = policy.environment(policy.config.evaluation_batch())
-        print(f"Running {flags.episodes} episodes ...")
+        print(f"Running {flags.episodes} episodes under randomization {policy.randomization} ...", flush=True)
         summary = Evaluator(env, policy.base, policy.residual, _action(flags.action))(
             policy.learner, flags.episodes, flags.seed
         ).summary()
     record = {**summary, "policy": policy.name, "seed": flags.seed, "environment": env.describe(), **provenance()}
     text = json.dumps(record, indent=2)
-    if flags.json and flags.json != "-":
-        Path(flags.json).write_text(text + "\n")
     if flags.json == "-":
-        print(text)
+        print(text, flush=True)
     else:
         for tolerance, entry in summary["success"].items():
             print(f"success within {tolerance} mm: {entry['rate']:.1%} ({entry['low']:.1%} to {entry['high']:.1%})")
+    if flags.json and flags.json != "-":
+        make_folders(Path(flags.json).parent)
+        write_text(Path(flags.json), text + "\n")
     if flags.video:
         print(*policy.write_video(flags.video, flags.seed), sep="\n", file=sys.stderr)
 
@@ -229,13 +270,13 @@ def _eval(arguments: list[str]) -> None:
 def _model_of_run(arguments: list[str]) -> ModelOptions:
     """The model that the run named in `arguments` was trained with: the default of the flags that replace it."""
     from policies.model import ModelOptions
-    from train.loop import saved_config
+    from train.policy import checkpoint_config
 
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     flags.add_argument("--run", type=Path)
     flags.add_argument("--base")
     given, _ = flags.parse_known_args(arguments)
-    return saved_config(given.run).model if given.run and not given.base else ModelOptions()
+    return checkpoint_config(given.run).model if given.run and not given.base else ModelOptions()
 
 
 def _action(name: str) -> str:
@@ -260,16 +301,21 @@ def _compare(arguments: list[str]) -> None:
 
     flags = _parse(CompareFlags, arguments, "compare", config=(tyro.conf.PositionalRequiredArgs,))
     from train.compare import compare_runs
+    from train.files import require_writable_folder
 
+    require_writable_folder(flags.out, "--out")
     print(compare_runs(list(flags.runs), flags.out))
 
 
 def _play(arguments: list[str]) -> None:
+    from train.files import require_writable_folder
     from train.flags import PlayFlags, overrides
+
+    flags = _parse(PlayFlags, arguments, "play", default=PlayFlags(model=_model_of_run(arguments)))
+    require_writable_folder(flags.out, "--out")
     from train.play import play
     from train.policy import load_policy
 
-    flags = _parse(PlayFlags, arguments, "play", default=PlayFlags(model=_model_of_run(arguments)))
     base = flags.base or (None if flags.run else "oracle")
     play(load_policy(flags.run, base, overrides(flags)), flags.seed, flags.out)
 

@@ -10,7 +10,8 @@ import tyro
 
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError, require_choice
-from mjx_so101.params import Randomization, load_randomization
+from mjx_so101.params import FIELDS, Randomization, load_randomization
+from mjx_so101.params import PRESETS as PHYSICS_PRESETS
 from mjx_so101.physics import BACKENDS, default_backend
 from mjx_so101.render import PRESETS as RENDER_PRESETS
 from mjx_so101.render import RenderConfig
@@ -22,11 +23,12 @@ from policies.residual import Residual, ResidualConfig, actor_layout
 from train.ppo import PPOConfig
 
 OBSERVATIONS = ("state", "state25", "pixels")
+HOMES = ("task", "checkpoint")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run; `PRESETS` holds the two that the command line starts from."""
+    """A training run; `PRESETS` holds those that the command line starts from."""
 
     base: str = "jacobian"
     """Base policy: 'jacobian', 'oracle', 'zero', 'groot' (with --checkpoint) or 'remote' (with --url)."""
@@ -36,6 +38,9 @@ class TrainConfig:
     """'native' (MuJoCo C), 'warp' or 'jax' (MJX); 'auto' takes warp on a GPU and native elsewhere."""
     sheet_friction: str = "dry"
     """How the sheet rubs on the table: 'dry' or 'viscous'."""
+    home: tuple[float, ...] | str = "task"
+    """Start pose of the arm: 'task' (the task's own), 'checkpoint' (the middle of the checkpoint's states), or six
+    angles in rad, gripper last."""
     num_envs: int = 256
     """Environments that train in parallel."""
     steps: int = 4_000_000
@@ -72,6 +77,8 @@ class TrainConfig:
     ppo: tyro.conf.OmitArgPrefixes[PPOConfig] = dataclasses.field(default_factory=PPOConfig)
     model: tyro.conf.OmitArgPrefixes[ModelOptions] = dataclasses.field(default_factory=ModelOptions)
     render: tyro.conf.OmitArgPrefixes[RenderConfig] = dataclasses.field(default_factory=lambda: RENDER_PRESETS["small"])
+    resolved: tyro.conf.Suppress[tyro.conf.Fixed[dict[str, Any] | None]] = None
+    """What `randomization` meant when the run began, see `resolve`: files change."""
 
     def __post_init__(self) -> None:
         require_choice("base", self.base, BASES)
@@ -79,6 +86,11 @@ class TrainConfig:
         require_choice("physics", self.physics, ("auto", *BACKENDS))
         require_choice("sheet_friction", self.sheet_friction, SHEET_FRICTIONS)
         require_choice("obs", self.obs, OBSERVATIONS)
+        if isinstance(self.home, str) and self.home not in HOMES:
+            raise ConfigError(
+                f"home is {self.home!r}; give 'task', 'checkpoint' or six angles in rad, gripper last, as in "
+                "--home 0 -1.1 0.8 1.45 1.6 -0.07."
+            )
         for name in ("num_envs", "steps", "eval_episodes", "report_episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
@@ -95,7 +107,8 @@ class TrainConfig:
                 f"num_envs x unroll = {self.num_envs} x {self.ppo.unroll} = {rows} transitions do not divide into "
                 f"{self.ppo.minibatches} minibatches; choose num_envs as a multiple of {self.ppo.minibatches}."
             )
-        self.task_config(training=True)  # raises for a bad tolerance or episode length
+        if self.home != "checkpoint":  # which needs its files
+            self.task_config(training=True)  # raises for a bad tolerance, episode length or home
 
     def _check_sight(self) -> None:
         """Raise ConfigError unless what the residual sees goes with what the base policy sees."""
@@ -122,6 +135,9 @@ class TrainConfig:
     def task_config(self, training: bool, report_tolerances: tuple[float, ...] | None = None) -> TaskConfig:
         """The task's rules in training (shorter episodes) or evaluation."""
         config = TaskConfig(tolerance=self.tolerance)
+        if self.home != "task":
+            home = self.model.home() if self.home == "checkpoint" else self.home
+            config = dataclasses.replace(config, home=tuple(home))
         if training:
             config = dataclasses.replace(config, episode_steps=self.episode_steps, stay_share=self.stay_share)
         if report_tolerances:
@@ -139,10 +155,12 @@ class TrainConfig:
 
         randomization: what `load_randomization` gave earlier; default: load it.
         """
+        randomization = randomization or self.load_randomization()
+        self._require_looks_seen(randomization)
         return PaperReturnEnv(
             num_envs,
             self.physics,
-            randomization or self.load_randomization(),
+            randomization,
             self.scene_config(),
             self.task_config(training, report_tolerances),
             auto_reset=training,
@@ -163,8 +181,37 @@ class TrainConfig:
         return Residual(self.residual, num_features, self.pictures, actor_layout(self.obs, self.base in SEES_POSE))
 
     def load_randomization(self) -> Randomization:
-        """The randomization that the run names."""
+        """The randomization that the run names; as it was when it was resolved, whatever the file says now."""
+        if self.resolved and self.resolved["of"] == self.randomization:
+            return Randomization(self.resolved["name"], {k: tuple(v) for k, v in self.resolved["ranges"].items()})
         return load_randomization(self.randomization)
+
+    def resolve(self) -> TrainConfig:
+        """The same with what it names in files written out: ranges, a checkpoint's start pose, the commit of a repo.
+
+        A file may change under its name; the record of a run must not. Raises ConfigError or CheckpointError for one
+        that cannot be read.
+        """
+        values = json.loads(json.dumps(self.load_randomization().to_dict()))
+        config = dataclasses.replace(self, resolved={"of": self.randomization, **values})
+        if self.model.checkpoint and (self.base == "groot" or self.home == "checkpoint"):
+            config = dataclasses.replace(config, model=self.model.pinned())
+        if self.home == "checkpoint":
+            config = dataclasses.replace(config, home=config.model.home())
+        return config
+
+    def _require_looks_seen(self, randomization: Randomization) -> None:
+        """Raise ConfigError if it varies how things look where nothing draws pictures: that would change nothing."""
+        looks = randomization.varied(name for name, field in FIELDS.items() if field.group == "look")
+        if not looks or self.pictures or self.base not in SCRIPTED:
+            return
+        plain = self.randomization.removesuffix("+looks")
+        fix = f"use {plain!r}" if plain in PHYSICS_PRESETS else f"leave {'it' if len(looks) == 1 else 'them'} out"
+        raise ConfigError(
+            f"randomization {self.randomization!r} varies how things look ({', '.join(looks)}), and nothing here draws "
+            f"pictures: obs is 'state', and base {self.base!r} sees none. They would change nothing: {fix}, or learn "
+            "with --obs pixels."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -179,6 +226,8 @@ class TrainConfig:
             part = dict(values.get(name, {}))
             part = {key: tuple(value) if isinstance(value, list) else value for key, value in part.items()}
             values[name] = _build(kind, part)
+        if isinstance(values.get("home"), list):
+            values["home"] = tuple(values["home"])
         return _build(cls, values)
 
 
@@ -204,4 +253,30 @@ PRESETS: dict[str, TrainConfig] = {
         residual=ResidualConfig(initial_std=0.3),
         ppo=PPOConfig(unroll=16, minibatches=16, learning_rate=5e-4, final_learning_rate=5e-4),
     ),
+    # A model of three billion parameters gives some thousand control steps a second: few steps, each used often, and
+    # few episodes in evaluations. 128 iterations of 512 x 16 steps.
+    "gpu-groot": TrainConfig(
+        num_envs=512,
+        steps=1_048_576,
+        eval_every=0.25,
+        eval_episodes=128,
+        report_episodes=256,
+        stop_at_success=0.99,
+        residual=ResidualConfig(initial_std=0.3),
+        ppo=PPOConfig(unroll=16, epochs=8, minibatches=8, learning_rate=5e-4, final_learning_rate=1e-4),
+    ),
+    # The plan of the project before this one: 500,000 steps, 4 environments, learning rate 3e-4, rollouts of 256
+    # steps, minibatches of 64 rows.
+    "seed": TrainConfig(
+        num_envs=4,
+        steps=500_000,
+        ppo=PPOConfig(unroll=256, minibatches=4 * 256 // 64, learning_rate=3e-4, final_learning_rate=3e-4),
+    ),
 }
+
+
+def default_preset(base: str, gpu: bool) -> str:
+    """Name of the preset that a run starts from where none is given."""
+    if not gpu:
+        return "cpu"
+    return "gpu" if base in SCRIPTED else "gpu-groot"

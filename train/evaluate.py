@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -109,6 +110,15 @@ class Evaluator:
         other = copy.copy(self)
         other._roller = self._roller.variant(mode, noise, blind)
         return other
+
+    @property
+    def stopped(self) -> Callable[[], bool]:
+        """Asked now and then while episodes run; True raises Interrupted."""
+        return self._roller.stopped
+
+    @stopped.setter
+    def stopped(self, stopped: Callable[[], bool]) -> None:
+        self._roller.stopped = stopped
 
     def __call__(self, learner: Learner, episodes: int, seed: int, first: int = 0) -> Episodes:
         """Run episodes `first` to `first + episodes - 1` of a seed; `first` is a multiple of the batch."""

@@ -32,6 +32,8 @@ class EvalFlags:
     """Backend; default auto: a run may be evaluated on another machine than it was trained on."""
     sheet_friction: str | None = None
     """'dry' or 'viscous'; default is the run's own, or dry."""
+    home: tuple[float, ...] | str | None = None
+    """Start pose: 'task', 'checkpoint' or six angles in rad, gripper last; default is the run's own, or task."""
     action: str = "mean"
     """'mean' or 'sample'."""
     eval_batch: int | None = None
@@ -54,6 +56,8 @@ class PlayFlags:
     randomization: str | None = None
     physics: str | None = None
     sheet_friction: str | None = None
+    home: tuple[float, ...] | str | None = None
+    """Start pose: 'task', 'checkpoint' or six angles in rad, gripper last; default is the run's own, or task."""
     seed: int = 0
     model: tyro.conf.OmitArgPrefixes[ModelOptions] = dataclasses.field(default_factory=ModelOptions)
     out: Path = Path("play")
@@ -62,5 +66,5 @@ class PlayFlags:
 
 def overrides(flags: Any) -> dict[str, Any]:
     """Fields of a run's configuration that flags of `eval`, `play` or `gate` replace."""
-    names = ("randomization", "physics", "sheet_friction", "model", "eval_batch")
+    names = ("randomization", "physics", "sheet_friction", "home", "model", "eval_batch")
     return {name: getattr(flags, name) for name in names if getattr(flags, name, None) is not None}

@@ -23,9 +23,9 @@ from policies.residual import Residual, ResidualConfig
 from train import gate_report
 from train.flags import overrides
 from train.gate_trial import Trial, check_joints, measure_actions, training_range
-from train.loop import new_folder, prepare_folder
 from train.policy import Policy, load_policy
 from train.provenance import provenance
+from train.run_folder import new_folder, prepare_folder
 from train.statistics import wilson_interval
 
 STOP, CAUTION, PROCEED = "STOP", "CAUTION", "PROCEED"
@@ -82,6 +82,8 @@ class GateFlags:
     """Backend; default auto."""
     sheet_friction: str | None = None
     """'dry' or 'viscous'; default dry."""
+    home: tuple[float, ...] | str | None = None
+    """Start pose: 'task' (default), 'checkpoint' (the middle of its states) or six angles in rad, gripper last."""
     out: Path | None = None
     """New folder for the report; default runs/gate-BASE-TIME."""
     settings: tyro.conf.OmitArgPrefixes[GateSettings] = dataclasses.field(default_factory=GateSettings)
@@ -163,7 +165,7 @@ def run_gate(policy: Policy, settings: GateSettings, out: Path) -> GateResult:
     Raises ConfigError for a folder that is not empty or pictures that are not those of `settings`, HealthError for a
     base whose joints or pictures cannot be real or whose targets are not finite.
     """
-    out = prepare_folder(out, resume=False)
+    out = prepare_folder(out)
     try:
         policy = _without_residual(policy, settings.verdict_tolerance_mm)
         trial = Trial(policy, min(settings.num_envs, math.ceil(settings.episodes / 2)), settings.seed)

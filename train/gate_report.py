@@ -16,6 +16,7 @@ from mjx_so101.render.sheet import contact_sheet, save_png
 from mjx_so101.scene import CAMERAS
 from mjx_so101.task import State
 from policies.base import BasePolicy
+from train.files import write_text
 from train.gate_trial import JUMP
 from train.policy import Policy
 from train.provenance import commit_in_words
@@ -182,8 +183,8 @@ def advice(report: dict[str, Any], verdict_tolerance_mm: float) -> list[str]:
 # -- files -------------------------------------------------------------------------------------------------------------
 def write(report: dict[str, Any], out: Path) -> None:
     """Write report.json and report.md into `out`."""
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    (out / "report.md").write_text(markdown(report))
+    write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
+    write_text(out / "report.md", markdown(report))
 
 
 def add_videos(report: dict[str, Any], policy: Policy, seed: int, out: Path) -> None:

@@ -26,32 +26,45 @@ class InspectFlags:
     """Folder of a checkpoint, or a Hugging Face repo id."""
     embodiment: str = "new_embodiment"
     """Name in metadata.json."""
+    revision: str = ""
+    """Commit, tag or branch of a Hugging Face repo; default: its main branch as it is now."""
     json: bool = False
     """Print JSON instead of text."""
 
 
 def inspect(flags: InspectFlags) -> None:
     """Print all that can be read, then raise what the loader would; no weights are loaded."""
-    record, problems = describe(flags.checkpoint, flags.embodiment)
+    record, problems = describe(flags.checkpoint, flags.embodiment, flags.revision)
     print(json.dumps(record, indent=2) if flags.json else _as_text(record))
     if problems:
         raise type(problems[0])("\n".join(map(str, problems)))
 
 
-def describe(checkpoint: str, embodiment: str = "new_embodiment") -> tuple[dict[str, Any], list[SO101Error]]:
+def describe(
+    checkpoint: str, embodiment: str = "new_embodiment", revision: str = ""
+) -> tuple[dict[str, Any], list[SO101Error]]:
     """What config.json, metadata.json and the headers of the tensors say, and every reason not to load them.
 
     Raises ConfigError or CheckpointError if it is no folder of a GR00T N1.5, so that nothing can be said.
     """
     require_torch()
     from policies.groot.config import RANDOM, ModelConfig
-    from policies.groot.loader import METADATA, TensorFiles, read_config, read_json, resolve_folder, weight_files
+    from policies.groot.loader import (
+        METADATA,
+        TensorFiles,
+        commit_of,
+        read_config,
+        read_json,
+        resolve_folder,
+        weight_files,
+    )
 
-    folder = resolve_folder(checkpoint)
+    folder = resolve_folder(checkpoint, revision)
     document = read_config(folder)
     config = ModelConfig.from_json(document)
     record: dict[str, Any] = {
         "checkpoint": str(folder),
+        "commit": commit_of(checkpoint, folder),
         "model_type": document["model_type"],
         "random_weights": bool(document.get(RANDOM)),
         "horizon": config.head.horizon,
@@ -169,14 +182,20 @@ def _check_metadata(document: dict[str, Any], embodiment: str) -> None:
 
 
 def _stored_ranges(entry: Any) -> dict[str, Any]:
-    """Statistics of six joints as they are stored, radians or not; what is no such thing `_check_metadata` refuses."""
-    from policies.groot.processor import SPLIT_LAYOUT
+    """Statistics of six joints as they are stored, radians or not; what is no such thing `_check_metadata` refuses.
+
+    A seventh number, the sixth of `single_arm` beside `gripper`, is left out.
+    """
+    from policies.groot.processor import EXTRA, SPLIT_LAYOUT
 
     found = {}
     for name in ("state", "action"):
         groups = _inside(entry, "statistics", name)
         keys = list(SPLIT_LAYOUT if set(groups) == set(SPLIT_LAYOUT) else groups)
         ends = {end: _joined(_inside(groups, key).get(end) for key in keys) for end in ("min", "max")}
+        if keys == list(SPLIT_LAYOUT) and all(len(values) == len(JOINTS) + 1 for values in ends.values()):
+            keys = [f"{keys[0]}[:{EXTRA}]", keys[1]]
+            ends = {end: values[:EXTRA] + values[EXTRA + 1 :] for end, values in ends.items()}
         if all(len(values) == len(JOINTS) for values in ends.values()):
             found[name] = {"keys": keys, **ends}
     return {"statistics": found} if found else {}

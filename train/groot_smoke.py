@@ -16,11 +16,10 @@ from mjx_so101.errors import ConfigError, HealthError, require_choice
 from mjx_so101.scene import JOINTS
 from policies.chunked import RENDERERS
 from policies.groot import require_torch
-from policies.model import ModelOptions
-from train.loop import prepare_folder
-
-PICTURE_SIZE = (320, 240)
-"""Pixels across and down of the cameras in the training data of phospho-app/gr00t-paper_return-7w9itxzsox."""
+from policies.model import PICTURE_SIZE, ModelOptions
+from policies.start import outside_training, require_start
+from train.config import TrainConfig
+from train.run_folder import prepare_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +28,12 @@ class SmokeFlags:
 
     checkpoint: str
     """Folder of a checkpoint, or a Hugging Face repo id."""
+    revision: str = ""
+    """Commit, tag or branch of a Hugging Face repo; default: its main branch as it is now."""
+    home: tuple[float, ...] | str = "task"
+    """Start pose: 'task', 'checkpoint' (the middle of its states) or six angles in rad, gripper last."""
+    any_start: bool = False
+    """Do not refuse a start pose that is unlike the states of the training data."""
     device: str | None = None
     """'cpu' or 'cuda'; default cuda where torch sees a GPU."""
     dtype: str | None = None
@@ -53,6 +58,10 @@ class SmokeFlags:
     """0: the checkpoint's own number."""
     base_renderer: str = "warp"
     """'warp' or 'mujoco', as for train and gate."""
+    base_width: int = PICTURE_SIZE[0]
+    """Pixels across of each picture, as for train and gate."""
+    base_height: int = PICTURE_SIZE[1]
+    """Pixels down."""
     seed: int = 0
     """Of the starts and of the noise."""
     out: Path | None = None
@@ -63,6 +72,13 @@ class SmokeFlags:
             raise ConfigError(f"num_envs is {self.num_envs}; it must be at least 1.")
         if self.dtype is not None:
             require_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        self.as_for_train()  # raises for a bad size or camera map
+
+    def as_for_train(self) -> TrainConfig:
+        """The flags that `so101 train` has too."""
+        names = {field.name for field in dataclasses.fields(ModelOptions)} & {f.name for f in dataclasses.fields(self)}
+        given = {name: getattr(self, name) for name in names - {"dtype"}}
+        return TrainConfig(base="groot", home=self.home, randomization="nominal", model=ModelOptions(**given))
 
 
 def smoke(flags: SmokeFlags) -> None:
@@ -72,7 +88,7 @@ def smoke(flags: SmokeFlags) -> None:
     """
     require_choice("base_renderer", flags.base_renderer, RENDERERS)
     if flags.out:
-        prepare_folder(flags.out, resume=False)
+        prepare_folder(flags.out)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the GPU is shared with torch
     require_torch()
     import torch
@@ -84,6 +100,7 @@ def smoke(flags: SmokeFlags) -> None:
     start = time.perf_counter()
     policy = Gr00tPolicy.from_checkpoint(
         flags.checkpoint,
+        revision=flags.revision,
         device=device,
         dtype=dtype,
         cameras=ModelOptions(camera_map=flags.camera_map).cameras(),
@@ -99,8 +116,8 @@ def smoke(flags: SmokeFlags) -> None:
     weights = sum(x.numel() * x.element_size() for x in policy.model.parameters())
     print(f"loaded in {time.perf_counter() - start:.1f} s: {weights:,} bytes of weights in {dtype} on {device}")
 
-    images, state, limits, renderer = _draw(policy.cameras, flags)
-    print(f"drawn by {renderer}: cameras {', '.join(policy.cameras)}, uint8 {list(images.shape)}")
+    images, state, limits, home = _draw(policy.cameras, flags)
+    print(f"drawn by {flags.base_renderer}: cameras {', '.join(policy.cameras)}, uint8 {list(images.shape)}")
     generator = torch.Generator().manual_seed(flags.seed)
     shape = (flags.num_envs, policy.horizon, policy.config.head.action_dim)
     noise = torch.randn(shape, generator=generator)
@@ -118,14 +135,19 @@ def smoke(flags: SmokeFlags) -> None:
     print(f"state {list(state.shape)}, noise {list(noise.shape)} to targets {chunk.dtype} {list(chunk.shape)}")
     print(f"first call {seconds[0]:.3f} s, second call {seconds[1]:.3f} s for {flags.num_envs} environments")
     print(_memory(device))
-    print("\n".join(_compare(chunk, state, policy, limits)))
+    print("\n".join(_compare(chunk, policy, limits)))
+    strange = outside_training(home, policy.state_range)
+    print(f"start pose (rad): {', '.join(f'{angle:.3f}' for angle in home)}", *strange, sep="\n  unlike training: ")
     if not np.isfinite(chunk).all():
         raise HealthError(f"targets hold NaN or infinity in {dtype} on {device}; the checkpoint may be damaged.")
+    if not flags.any_start:
+        require_start(home, policy.state_range)
 
 
-def _draw(cameras: tuple[str, ...], flags: SmokeFlags) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """Pictures [env, camera, height, width, 3], measured joints [env, 6] and joint limits [6, 2] after a reset."""
-    from mjx_so101 import PaperReturnEnv, SceneConfig
+def _draw(cameras: tuple[str, ...], flags: SmokeFlags) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, ...]]:
+    """Pictures [env, camera, height, width, 3], measured joints [env, 6], joint limits [6, 2] and the start pose [6]
+    of a reset."""
+    from mjx_so101 import SceneConfig
     from mjx_so101.render import RenderConfig, make_renderer
     from mjx_so101.scene import CAMERAS
 
@@ -135,14 +157,14 @@ def _draw(cameras: tuple[str, ...], flags: SmokeFlags) -> tuple[np.ndarray, np.n
             f"The scene has no camera {foreign[0]!r}; it has {', '.join(CAMERAS)}. Say what each of the checkpoint's "
             "cameras shows, as in --camera-map KEY=top (so101 groot inspect lists the keys)."
         )
-    env = PaperReturnEnv(flags.num_envs, randomization="nominal", auto_reset=False)
-    config = RenderConfig(flags.base_renderer, cameras, *PICTURE_SIZE)
+    env = flags.as_for_train().environment(flags.num_envs, training=False)
+    config = RenderConfig(flags.base_renderer, cameras, flags.base_width, flags.base_height)
     renderer = make_renderer(config, SceneConfig(), env.num_envs, env.task.randomization)
     state = env.reset(flags.seed)
     images = np.array(renderer.render(state))
     joints = np.array(env.observe(state).joint_pos, np.float32)
     renderer.close()
-    return images, joints, env.model.jnt_range[: len(JOINTS)], flags.base_renderer
+    return images, joints, env.model.jnt_range[: len(JOINTS)], env.task.config.home
 
 
 def _save_pictures(folder: Path, images: np.ndarray, on_device: Any, size: int) -> None:
@@ -166,16 +188,10 @@ def _memory(device: str) -> str:
     return text
 
 
-def _in_simulation(bounds: Any, joint_map: Any) -> np.ndarray:
-    """Lowest and highest angle [2, 6] of the training data in the simulation's convention."""
-    ends = np.array(joint_map.sign) * (np.array([bounds.low, bounds.high]) - np.array(joint_map.offset))
-    return np.sort(ends, axis=0)
-
-
-def _compare(chunk: np.ndarray, state: np.ndarray, policy: Any, limits: np.ndarray) -> list[str]:
-    """Targets [env, horizon, 6] and start joints [env, 6] beside the training ranges and the joint limits."""
+def _compare(chunk: np.ndarray, policy: Any, limits: np.ndarray) -> list[str]:
+    """Targets [env, horizon, 6] beside the training range and the joint limits."""
     targets = chunk.reshape(-1, len(JOINTS))
-    trained = _in_simulation(policy.metadata.action, policy.joint_map)
+    trained = np.stack(policy.action_range)
     rows = ["", "targets               min     mean      max   trained on            joint limits         outside"]
     for unit, scale in (("deg", 180 / np.pi), ("rad", 1.0)):
         digits = 1 if unit == "deg" else 3
@@ -190,15 +206,4 @@ def _compare(chunk: np.ndarray, state: np.ndarray, policy: Any, limits: np.ndarr
     rows.append("outside: share of targets beyond the training range / beyond the joint limits")
     finite = np.isfinite(targets)
     rows.append(f"finite: {'yes' if finite.all() else f'no, {np.mean(~finite):.1%} are not'}")
-    low, high = _in_simulation(policy.metadata.state, policy.joint_map)
-    strange = [
-        f"{joint} ({low[i]:.2f} to {high[i]:.2f} rad, here {state[:, i].min():.2f} to {state[:, i].max():.2f})"
-        for i, joint in enumerate(JOINTS)
-        if state[:, i].min() < low[i] or state[:, i].max() > high[i]
-    ]
-    if strange:
-        rows.append(
-            f"warning: the start pose is outside of what the checkpoint was trained on: {', '.join(strange)}. If the "
-            "data has another calibration, give --joint-sign and --joint-offset."
-        )
     return rows

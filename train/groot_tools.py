@@ -58,7 +58,8 @@ class MakeFlags:
     cameras: int = 2
     """Image keys in its metadata."""
     layout: str = "arm_0"
-    """Names of the joints in its metadata: 'arm_0', or 'single_arm' for single_arm and gripper."""
+    """Names of the joints in its metadata: 'arm_0', 'single_arm' for single_arm (5) and gripper, or 'single_arm_6',
+    where the gripper is the sixth of single_arm too."""
 
 
 def make(flags: MakeFlags) -> None:

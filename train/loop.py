@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import json
-import signal
 import time
 from collections import deque
 from pathlib import Path
@@ -16,10 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from mjx_so101.errors import CheckpointError, ConfigError
+from mjx_so101.errors import Interrupted
 from policies.base import make_base
 from policies.model import OF_THE_MACHINE, ModelOptions
 from policies.residual import Learner
@@ -28,9 +25,11 @@ from train.config import TrainConfig
 from train.evaluate import Evaluator
 from train.eyes import check_memory, picture_faults
 from train.health import UpdateWatch, count_faults, refuse_faults, refuse_pictures
+from train.log import Log
 from train.ppo import PPO
 from train.provenance import command
 from train.rollout import SAMPLE, Carry, ResidualCosts, Roller
+from train.signals import Stop, last_words
 
 SELECTION_SEED = 1_000_003
 """Seeds of the episodes that choose the best checkpoint; the reported ones use REPORT_SEED."""
@@ -41,8 +40,9 @@ class Trainer:
     """One training run in one folder."""
 
     def __init__(self, config: TrainConfig, out: Path):
-        self.config, self.out = config, Path(out)
-        randomization = config.load_randomization()
+        self.config, self.out = config.resolve(), Path(out)
+        self.stop = Stop(saved=lambda: self.steps == self.saved_steps)
+        randomization = self.config.load_randomization()
         eval_envs = config.evaluation_batch()
         if config.pictures:
             sizes = (config.num_envs, config.ppo.unroll, config.ppo.minibatches, eval_envs)
@@ -71,7 +71,7 @@ class Trainer:
         # episodes begin at different ages, or all would time out together
         age = jax.random.randint(key_age, (self.config.num_envs,), 0, self.config.episode_steps)
         self.carry: Carry = carry.replace(state=carry.state.replace(step=age.astype(jnp.int32)))
-        self.steps = 0
+        self.steps, self.saved_steps = 0, -1
         self.best = -1.0
         self.evaluations: list[dict[str, Any]] = []
         self.seconds = {"rollout": 0.0, "update": 0.0, "evaluation": 0.0, "compile": 0.0}
@@ -82,17 +82,18 @@ class Trainer:
         """One rollout and one update; gives the metrics."""
         compiling = self.seconds["rollout"] == 0.0
         begin = time.perf_counter()
-        self.carry, (data, seen) = self.roller.roll(self.learner, self.carry, self.config.ppo.unroll)
-        jax.block_until_ready(self.carry.last_residual)
+        carry, (data, seen) = self.roller.roll(self.learner, self.carry, self.config.ppo.unroll)
+        jax.block_until_ready(carry.last_residual)
         rolled = time.perf_counter()
         fault = seen.pop("fault", None)
         if fault is not None:
             refuse_faults(fault, self.out)
-        self.key, key = jax.random.split(self.key)
-        self.carry = self.roller.refilled(self.carry)
-        last = self.roller.value_vectors(self.carry)
+        next_key, key = jax.random.split(self.key)
+        carry = self.roller.refilled(carry)
+        last = self.roller.value_vectors(carry)
         pictures = self._picture_faults(data.vectors) if self.config.pictures and not self.config.blind else {}
         self.learner, self.opt_state, losses = self.ppo.update(self.learner, self.opt_state, data, last, key)
+        self.carry, self.key = carry, next_key  # all at once: a rollout that is interrupted has changed nothing
         losses = {name: float(value) for name, value in {**losses, **pictures}.items()}
         done = time.perf_counter()
         if compiling:
@@ -155,7 +156,10 @@ class Trainer:
         trees: dict[str, Any] = {"learner": self.learner}
         if not learner_only:
             trees["trainer"] = {"opt_state": self.opt_state, "carry": self.carry, "key": self.key}
-        checkpoint.save(self.out / "checkpoints" / name, trees, self._meta())
+        with self.stop.held():
+            checkpoint.save(self.out / "checkpoints" / name, trees, self._meta())
+        if not learner_only:
+            self.saved_steps = self.steps
 
     def _meta(self) -> dict[str, Any]:
         return {
@@ -169,74 +173,87 @@ class Trainer:
         }
 
     def resume(self) -> None:
-        """Continue from the run folder's last checkpoint. Raises CheckpointError if it does not fit this run."""
-        path = self.out / "checkpoints" / "last"
+        """Continue from the run folder's last checkpoint. Raises CheckpointError if it does not fit this run.
+
+        The best score is that of checkpoint `best` itself, which may be younger than `last` if the run was killed.
+        """
+        path, best = (self.out / "checkpoints" / name for name in ("last", "best"))
         meta = checkpoint.read_meta(path)
         now = self._meta()
-        ignored = ("steps", "video", "report_episodes", "stop_at_success", "strict")
-        saved_config, wanted_config = (
-            {k: v for k, v in config.items() if k not in ignored} for config in (meta["config"], now["config"])
-        )
-        for config in (saved_config, wanted_config):
-            model = {**dataclasses.asdict(ModelOptions()), **config.get("model", {})}  # older runs have none
-            config["model"] = {k: v for k, v in json.loads(json.dumps(model)).items() if k not in OF_THE_MACHINE}
-        checkpoint.check_same(path, saved_config, wanted_config, "configuration")
+        checkpoint.check_same(path, comparable(meta["config"]), comparable(now["config"]), "configuration")
         checkpoint.check_same(path, meta["layout"], now["layout"], "observation layout")
         checkpoint.check_same(path, {"physics": meta["physics"]}, {"physics": now["physics"]}, "physics backend")
-        self.learner = checkpoint.restore(path, "learner", self.learner)
+        learner = checkpoint.restore(path, "learner", self.learner)
         like = {"opt_state": self.opt_state, "carry": self.carry, "key": self.key}
         rest = checkpoint.restore(path, "trainer", like)
+        self.best = -1.0
+        if meta["evaluations"] or best.exists():  # it is read here, so that damage is known before the training
+            self.best_learner()
+            self.best = checkpoint.read_meta(best)["best"]
+        self.learner = learner
         self.opt_state, self.carry, self.key = rest["opt_state"], rest["carry"], rest["key"]
-        self.steps, self.best = meta["steps"], meta["best"]
+        self.steps = self.saved_steps = meta["steps"]
         self.evaluations, self.seconds = meta["evaluations"], meta["seconds"]
 
     # -- the loop ----------------------------------------------------------------------------------------------------
     def run(self, progress: bool = True) -> bool:
         """Train until the steps are done, success is reached, or a signal asks to stop; True if it finished."""
-        log = _Log(self.out)
-        config = self.config
-        every = max(1, int(config.eval_every * config.steps))
-        if config.strict and self.roller.eyes:
+        if self.config.strict and self.roller.eyes:
             self.roller.eyes.check(self.carry.state)
-        recent: deque[float] = deque(maxlen=20)
         if not self.evaluations and progress:
             print("Compiling, and evaluating the base policy; the bar appears afterwards ...", flush=True)
-        with (
-            _stop_signals() as stopped,
-            log,
-            tqdm(
-                total=config.steps,
-                initial=min(self.steps, config.steps),
-                unit="step",
-                unit_scale=True,
-                disable=not progress,
-            ) as bar,
-        ):
-            if not self.evaluations:
-                log.evaluation(self.evaluate())
-            bar.unpause()
-            while self.steps < config.steps and not stopped and not self._solved():
-                before = self.steps
-                metrics = self.iterate()
-                self._check(metrics)
-                if metrics["episodes"]:
-                    recent.append(metrics["success"])
-                metrics["steps_per_second"] = self.steps_per_second
-                log.metrics(self.steps, metrics)
-                bar.set_postfix(success=f"{np.mean(recent or [0]):.0%}", best=f"{max(self.best, 0):.0%}", refresh=False)
-                bar.update(min(self.steps, config.steps) - min(before, config.steps))
-                if self.steps // every > before // every or self.steps >= config.steps:
-                    log.evaluation(self.evaluate())
-                    self.save("last")
-            if stopped:
-                self.save("last")
-                tqdm.write(f"Stopped by a signal; saved. Continue with: so101 train --resume {self.out}")
-                return False
-        self.save("last")
+        bar = tqdm(
+            total=self.config.steps,
+            initial=min(self.steps, self.config.steps),
+            unit="step",
+            unit_scale=True,
+            disable=not progress,
+        )
+        said = f"Stopped by a signal; saved. Continue with: so101 train --resume {self.out}"
+        with Log(self.out, self.steps, self.evaluations) as log, bar, last_words(said), self.stop.listening():
+            self.roller.stopped = self.evaluator.stopped = lambda: bool(self.stop)
+            with contextlib.suppress(Interrupted):  # a rollout or an evaluation, which the resumed run begins again
+                self._train(log, bar)
+            log.sync()
+            self.save("last")
+            stopped = bool(self.stop)
+        if stopped:
+            print(said, flush=True)
+            return False
         self.ended = self._why_ended()
         if progress:
             print(self.ended)
         return True
+
+    def _train(self, log: Log, bar: tqdm) -> None:
+        """Iterate and evaluate in turn until the run ends or is to stop."""
+        config, recent = self.config, deque[float](maxlen=20)
+        while not self.stop:
+            if self._evaluation_is_due():
+                log.sync()
+                self.save("last")  # whatever happens during the evaluation, nothing is lost
+                log.evaluation(self.evaluate())
+                log.sync()
+                self.save("last")
+                bar.unpause()
+            if self.steps >= config.steps or self._solved():
+                return
+            before = self.steps
+            metrics = self.iterate()
+            self._check(metrics)
+            if metrics["episodes"]:
+                recent.append(metrics["success"])
+            metrics["steps_per_second"] = self.steps_per_second
+            log.metrics(self.steps, metrics)
+            bar.set_postfix(success=f"{np.mean(recent or [0]):.0%}", best=f"{max(self.best, 0):.0%}", refresh=False)
+            bar.update(min(self.steps, config.steps) - min(before, config.steps))
+
+    def _evaluation_is_due(self) -> bool:
+        """Before the first step, after the last one, and each time that another share of the steps is done."""
+        if not self.evaluations:
+            return True
+        every, last = max(1, int(self.config.eval_every * self.config.steps)), self.evaluations[-1]["steps"]
+        return self.steps > last and (self.steps // every > last // every or self.steps >= self.config.steps)
 
     def _solved(self) -> bool:
         """Whether the last evaluation reached the success at which training stops."""
@@ -290,105 +307,9 @@ def _summarize(seen: dict[str, Any]) -> dict[str, float]:
     return {**out, **{f"reward_{name}": float(value.mean()) for name, value in seen["terms"].items()}}
 
 
-class _Log:
-    """metrics.jsonl and TensorBoard events in the run folder."""
-
-    def __init__(self, out: Path):
-        self._file = (out / "metrics.jsonl").open("a")
-        self._board = SummaryWriter(str(out / "tensorboard"))
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
-
-    def metrics(self, steps: int, metrics: dict[str, float]) -> None:
-        self._write({"kind": "train", "steps": steps, **metrics})
-        for name, value in metrics.items():
-            if np.isfinite(value):
-                self._board.add_scalar(f"train/{name}", value, steps)
-
-    def evaluation(self, record: dict[str, Any]) -> None:
-        self._write({"kind": "evaluation", **record})
-        for tolerance, entry in record["success"].items():
-            self._board.add_scalar(f"evaluation/success_{tolerance}mm", entry["rate"], record["steps"])
-
-    def _write(self, record: dict[str, Any]) -> None:
-        clean = {k: (None if isinstance(v, float) and not np.isfinite(v) else v) for k, v in record.items()}
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
-
-
-class _Stop:
-    """Truthy once a signal has asked to stop."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __bool__(self) -> bool:
-        return self.asked
-
-
-@contextlib.contextmanager
-def _stop_signals():
-    """Within this block SIGTERM and Ctrl-C ask for a stop after the current iteration; twice stops at once."""
-    stop = _Stop()
-    old = {}
-
-    def handle(signum, _frame):
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-        tqdm.write(f"{signal.Signals(signum).name}: saving after this iteration ...")
-
-    for which in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(ValueError):  # not in the main thread
-            old[which] = signal.signal(which, handle)
-    try:
-        yield stop
-    finally:
-        for which, handler in old.items():
-            signal.signal(which, handler)
-
-
-def saved_config(run: Path) -> TrainConfig:
-    """The configuration of a run folder. Raises CheckpointError if there is none."""
-    path = Path(run) / "config.json"
-    try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError(f"it holds a {type(values).__name__}, not an object")
-        return TrainConfig.from_dict(values)
-    except FileNotFoundError:
-        what = "config.json is missing" if Path(run).is_dir() else "there is no such folder"
-        raise CheckpointError(
-            f"{run} is not a run folder: {what}. `so101 train` says where it keeps its own."
-        ) from None
-    except (OSError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or of another version ({error}).") from None
-
-
-def new_folder(name: str) -> Path:
-    """runs/NAME-TIME, which is not made yet."""
-    return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-
-
-def prepare_folder(out: Path, resume: bool) -> Path:
-    """Create the run folder. Raises ConfigError if it holds a run and `resume` is False."""
-    out = Path(out)
-    if resume:
-        checkpoint.recover(out / "checkpoints" / "last")
-        if not (out / "checkpoints" / "last").is_dir():
-            raise CheckpointError(f"nothing to resume in {out}: checkpoints/last is missing.")
-        return out
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"out folder {out} is a file; give another --out.")
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(
-            f"out folder {out} is not empty; give another --out"
-            + (f", or continue that run with --resume {out}." if (out / "config.json").exists() else ".")
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+def comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration's record decides how a run goes; it may be resumed with any other value of the rest."""
+    ignored = ("steps", "video", "report_episodes", "stop_at_success", "strict")
+    model = {**dataclasses.asdict(ModelOptions()), **config["model"]}
+    model = {k: v for k, v in json.loads(json.dumps(model)).items() if k not in OF_THE_MACHINE}
+    return {**{k: v for k, v in config.items() if k not in ignored}, "model": model}

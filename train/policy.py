@@ -10,13 +10,15 @@ import jax
 import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
-from mjx_so101.errors import ConfigError
+from mjx_so101.errors import CheckpointError, ConfigError
 from policies.base import BasePolicy, make_base
+from policies.model import OF_THE_MACHINE
 from policies.residual import Learner, Residual
 from train import checkpoint
 from train.config import TrainConfig
-from train.loop import REPORT_SEED, saved_config
+from train.loop import REPORT_SEED, comparable
 from train.report import record_episodes
+from train.run_folder import saved_config
 from train.video import write_videos
 
 
@@ -30,6 +32,14 @@ class Policy:
     base: BasePolicy
     residual: Residual
     learner: Learner
+    own_ranges: bool = False
+    """Whether it runs under the randomization that it was trained with."""
+
+    @property
+    def randomization(self) -> str:
+        """Which randomization it runs under, in words."""
+        own = " (the run's own ranges)" if self.own_ranges else ""
+        return f"{self.config.randomization!r}{own}"
 
     def environment(self, num_envs: int) -> PaperReturnEnv:
         """An evaluation environment: full-length episodes, no automatic reset."""
@@ -64,14 +74,40 @@ def load_policy(
     tolerances = tuple(mm / 1000 for mm in tolerances_mm)
     if run is None:
         return base_alone(TrainConfig(**{"base": base, **overrides}), tolerances)
-    saved = saved_config(run)
+    path = Path(run) / "checkpoints" / "best"
+    saved = checkpoint_config(run)
+    _mention_edits(Path(run), saved)
+    if "randomization" in overrides:
+        saved = dataclasses.replace(saved, resolved=None)
     # a run made elsewhere is evaluated with what this machine has
     config = dataclasses.replace(saved, **{"physics": "auto", **overrides})
     policy = _untrained(str(run), config, tolerances)
+    checkpoint.check_same(path, checkpoint.read_meta(path)["layout"], policy.residual.layout, "observation layout")
+    learner = checkpoint.restore(path, "learner", policy.learner)
+    return dataclasses.replace(policy, learner=learner, own_ranges="randomization" not in overrides)
+
+
+def checkpoint_config(run: Path) -> TrainConfig:
+    """The configuration that a run's best checkpoint was trained with, whatever config.json beside it says now.
+
+    Only where and how a model runs is taken from config.json, because models are moved. Raises CheckpointError.
+    """
+    beside = saved_config(run)
     path = Path(run) / "checkpoints" / "best"
-    meta = checkpoint.read_meta(path)
-    checkpoint.check_same(path, meta["layout"], policy.residual.layout, "observation layout")
-    return dataclasses.replace(policy, learner=checkpoint.restore(path, "learner", policy.learner))
+    try:
+        config = TrainConfig.from_dict(checkpoint.read_meta(path)["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} is of another version ({error}).") from None
+    places = {name: getattr(beside.model, name) for name in OF_THE_MACHINE}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **places))
+
+
+def _mention_edits(run: Path, config: TrainConfig) -> None:
+    """Print what config.json says otherwise than the checkpoint."""
+    edited = checkpoint.differing(comparable(config.to_dict()), comparable(saved_config(run).to_dict()))
+    if edited:
+        shown = "; ".join(f"{name}: checkpoint {saved!r}, config.json {now!r}" for name, saved, now in edited)
+        print(f"warning: {run / 'config.json'} is not what the checkpoint was trained with, which counts: {shown}")
 
 
 def base_alone(config: TrainConfig, tolerances: tuple[float, ...] = (0.005, 0.010, 0.020)) -> Policy:
@@ -87,6 +123,7 @@ def base_alone(config: TrainConfig, tolerances: tuple[float, ...] = (0.005, 0.01
 
 
 def _untrained(name: str, config: TrainConfig, tolerances: tuple[float, ...]) -> Policy:
+    config = config.resolve()
     task = config.environment(1, training=False, report_tolerances=tolerances).task
     base = make_base(config.base, task, config.model)
     residual = config.make_residual(base.num_features)

@@ -49,6 +49,9 @@ class PPOConfig:
         for name in ("learning_rate", "final_learning_rate", "clip", "max_grad_norm"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be finite and greater than 0.")
+        for name in ("value_cost", "entropy_cost", "residual_cost", "residual_change_cost"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be finite and at least 0.")
         for name in ("discount", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must lie in [0, 1].")

@@ -18,6 +18,7 @@ from mjx_so101.errors import ConfigError
 from policies.base import BasePolicy
 from policies.residual import Learner, Residual
 from train.evaluate import Evaluator
+from train.files import replacing, write_text
 from train.provenance import commit_in_words, provenance
 from train.rollout import BASE, MEAN, NOISE, SAMPLE, Roller
 from train.video import write_videos
@@ -65,7 +66,8 @@ def learning_curve(evaluations: list[dict[str, Any]], base: dict[str, Any], path
     axes.set_title("Selection episodes; dashed: base policy alone on the report episodes", fontsize=9)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130)
     plt.close(figure)
 
 
@@ -112,8 +114,8 @@ def write_report(trainer, learner: Learner, finished: bool) -> dict[str, Any]:
 
 
 def _write(report: dict[str, Any], out: Path) -> None:
-    (out / "report.json").write_text(json.dumps(report, indent=2))
-    (out / "report.md").write_text(_markdown(report))
+    write_text(out / "report.json", json.dumps(report, indent=2))
+    write_text(out / "report.md", _markdown(report))
 
 
 def _videos(trainer, learner: Learner) -> list[Path]:

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mjx_so101.env import PaperReturnEnv, StepResult
-from mjx_so101.errors import require_choice
+from mjx_so101.errors import Interrupted, require_choice
 from mjx_so101.task import State
 from policies.base import BasePolicy
 from policies.residual import Learner, Residual, actor_vector, blend, critic_vector
@@ -25,6 +25,10 @@ from train.eyes import Eyes
 
 MEAN, SAMPLE, NOISE, BASE = "mean", "sample", "noise", "base"
 """How r is chosen: the mean, a sample, as a control white noise as large as a given residual, or not at all."""
+
+
+PIECE = 50
+"""Control steps of a jitted evaluation between two looks at `Roller.stopped`."""
 
 
 class Mix(NamedTuple):
@@ -111,6 +115,8 @@ class Roller:
         self.costs = costs or ResidualCosts()
         self.mix = Mix.of(mode, residual.authority, noise)
         self.eyes = Eyes(residual.render, env, blind) if residual.render else None
+        self.stopped: Callable[[], bool] = lambda: False
+        """Asked between control steps, and between pieces of a jitted evaluation; True raises Interrupted."""
         self._act = jax.jit(self.act)
         self._last = jax.jit(self._settle_and_keep)
         self._between = jax.jit(self._settle_and_act)
@@ -214,14 +220,15 @@ class Roller:
     # -- whole rollouts ----------------------------------------------------------------------------------------------
     def roll(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
         """`steps` control steps; gives the new carry and what `keep` kept of each step, stacked over time. On a
-        jittable backend the given carry is used up."""
+        jittable backend the given carry is used up. Raises Interrupted, see `stopped`."""
         if not self.base.jittable:
             return self._roll_with_model(learner, carry, steps)
         if self.env.jittable:
-            return self._scan(learner, carry, self.mix, steps=steps)
+            return self._roll_in_pieces(learner, carry, steps)
         kept = []
         pending = self._act(learner, carry, self.mix)
         for t in _counted(steps):
+            self._go_on()
             physics = self._physics(pending)
             if t + 1 < steps:
                 pending, keep = self._between(learner, pending, physics, self.mix)
@@ -230,10 +237,28 @@ class Roller:
             kept.append(keep)
         return carry, _stacked(kept)
 
+    def _go_on(self) -> None:
+        if self.stopped():
+            raise Interrupted
+
+    def _roll_in_pieces(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
+        """Scans of an evaluation's 400 steps in pieces that end within seconds; in training, whose carry is used up,
+        one scan."""
+        if self.env.auto_reset or steps <= PIECE:
+            return self._scan(learner, carry, self.mix, steps=steps)
+        kept = []
+        for first in range(0, steps, PIECE):
+            self._go_on()
+            carry, keep = self._scan(learner, carry, self.mix, steps=min(PIECE, steps - first))
+            kept.append(jax.block_until_ready(keep))
+        return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
+
     def _roll_with_model(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
         """The base policy's model runs on the host between control steps."""
         kept = []
+        self.base.stopped = self.stopped
         for _ in _counted(steps):
+            self._go_on()
             carry = self.refilled(carry)
             if self.env.jittable:
                 carry, keep = self._step(learner, carry, self.mix)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,41 +24,65 @@ INDEX = "model.safetensors.index.json"
 METADATA = "experiment_cfg/metadata.json"
 LEROBOT_PREFIX = "_groot_model."
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 MOST_NAMES_LISTED = 12
 
 
-def resolve_folder(path: str | Path) -> Path:
+def resolve_folder(path: str | Path, revision: str = "") -> Path:
     """Folder of a checkpoint: `path` itself, or the local copy of a Hugging Face repo id such as `owner/name`.
 
+    revision: commit, tag or branch of the repo; default its main branch as it is now, and a line says which commit
+    that is.
+
     Raises:
-        ConfigError: if `path` is neither, or the repo cannot be fetched.
+        ConfigError: if `path` is neither, the repo cannot be fetched, or a revision is given for a folder.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
+        if revision:
+            raise ConfigError(f"revision is {revision!r}, but {folder} is a folder here, not a repo: leave it out.")
         return folder
     if folder.exists():
         raise ConfigError(f"{folder} is a file; give the folder that holds config.json and the safetensors files.")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)):
+    if not REPO.fullmatch(str(path)):
         raise ConfigError(
             f"{path} is no folder here, and no Hugging Face repo id of the form owner/name; check the path, or "
             "make a checkpoint to try things out: so101 groot make-checkpoint my-checkpoint --size tiny."
         )
+    return _fetch(str(path), revision)
+
+
+def _fetch(repo: str, revision: str) -> Path:
+    """Download a repo, or find it in the hub's cache. Raises ConfigError if that fails."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise ConfigError(
-            f"{path} is no folder here. To fetch it as a Hugging Face repo: pip install huggingface_hub; or download "
-            "it yourself and give the folder."
+            f"{repo} is no folder here. To fetch it as a Hugging Face repo: pip install -e '.[hub]'; or download it "
+            "yourself and give the folder."
         ) from error
     wanted = ["config.json", "*.safetensors", INDEX, METADATA]
     try:
-        return Path(snapshot_download(str(path), allow_patterns=wanted))
+        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
     except Exception as error:  # the hub raises many kinds: offline, not found, gated, disk full
+        which = f" at revision {revision!r}" if revision else ""
         raise ConfigError(
-            f"{path} is no folder here and could not be fetched from Hugging Face ({type(error).__name__}: {error}). "
-            "Offline: download the repo elsewhere and give its folder."
+            f"{repo} is no folder here and could not be fetched from Hugging Face{which} ({type(error).__name__}: "
+            f"{error}). Check the names. Offline: download the repo elsewhere and give its folder."
         ) from error
+    commit = commit_of(repo, folder)
+    if commit and commit != revision:
+        said = f"revision {revision!r}" if revision else "no --revision: the main branch as it is now"
+        print(f"{repo}: commit {commit} ({said}); --revision {commit} takes the same again", file=sys.stderr)
+    return folder
+
+
+def commit_of(path: str | Path, folder: Path) -> str:
+    """Commit of the Hugging Face repo `path` whose local copy is `folder`; empty for a checkpoint's own folder."""
+    own = Path(path).expanduser().is_dir()
+    return "" if own or not COMMIT.fullmatch(folder.name) else folder.name  # the hub names copies after the commit
 
 
 def read_json(path: Path) -> dict[str, Any]:

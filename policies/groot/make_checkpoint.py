@@ -19,7 +19,7 @@ from policies.groot.loader import INDEX, METADATA, SINGLE
 from policies.groot.prompt import MOST_CAMERAS
 
 SIZES = ("tiny", "full")
-LAYOUTS = ("arm_0", "single_arm")
+LAYOUTS = ("arm_0", "single_arm", "single_arm_6")
 SHARD_BYTES = 2**30
 
 # Range of the data that phospho-app/gr00t-paper_return-7w9itxzsox was trained on (rad, gripper last).
@@ -48,7 +48,8 @@ def make_checkpoint(
         size: "tiny" or "full".
         seed: of the values.
         cameras: image keys in metadata.json, named image_cam_0, image_cam_1 and so on.
-        layout: how metadata.json names the joints: "arm_0", or "single_arm" and "gripper".
+        layout: how metadata.json names the joints: "arm_0", or "single_arm" (5) and "gripper"; "single_arm_6" has the
+            gripper twice, as the sixth of single_arm too.
         shard_bytes: most bytes of tensors in one file.
     """
     require_choice("size", size, SIZES)
@@ -161,7 +162,8 @@ def _config(size: str) -> dict[str, Any]:
 
 
 def _metadata(cameras: int, layout: str) -> dict[str, Any]:
-    groups = {"arm_0": slice(0, 6)} if layout == "arm_0" else {"single_arm": slice(0, 5), "gripper": slice(5, 6)}
+    arm = slice(0, 6 if layout == "single_arm_6" else 5)
+    groups = {"arm_0": slice(0, 6)} if layout == "arm_0" else {"single_arm": arm, "gripper": slice(5, 6)}
 
     def statistics(low: tuple[float, ...], high: tuple[float, ...]) -> dict[str, Any]:
         middle = tuple((a + b) / 2 for a, b in zip(low, high, strict=True))

@@ -31,12 +31,22 @@ from policies.groot.config import (
     TextConfig,
     VisionConfig,
 )
-from policies.groot.loader import METADATA, TensorFiles, Weights, read_config, read_json, resolve_folder, weight_files
+from policies.groot.loader import (
+    METADATA,
+    TensorFiles,
+    Weights,
+    commit_of,
+    read_config,
+    read_json,
+    resolve_folder,
+    weight_files,
+)
 from policies.groot.model import Gr00tN15
 from policies.groot.processor import Metadata, Scaler, prepare_images
 from policies.groot.prompt import FORMS, Prompt, build_prompt, instruction_ids
 from policies.groot.tokenizer import encode_instruction
 from policies.joints import JointMap
+from policies.start import in_simulation
 
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
@@ -69,6 +79,8 @@ class Gr00tPolicy:
     """Whether batches of a useful size run through torch.compile."""
     random_weights: bool = False
     """Whether `make_checkpoint` wrote the weights: the actions mean nothing."""
+    commit: str = ""
+    """Commit of the Hugging Face repo that the weights came from; empty for a folder."""
 
     def __post_init__(self) -> None:
         """Put the statistics on the device."""
@@ -83,6 +95,7 @@ class Gr00tPolicy:
         cls,
         path: str | Path,
         *,
+        revision: str = "",
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = torch.float32,
         cameras: Sequence[str] | Mapping[str, str] | None = None,
@@ -103,6 +116,7 @@ class Gr00tPolicy:
 
         Args:
             path: its folder, or a Hugging Face repo id.
+            revision: commit, tag or branch of the repo; default: its main branch as it is now.
             device: where the model and all tensors of `chunk` live.
             dtype: of the weights and the arithmetic; a float32 checkpoint may run in bfloat16 and the reverse.
             cameras: views in the order of the images, or a mapping from the checkpoint's camera keys to views; None
@@ -130,12 +144,13 @@ class Gr00tPolicy:
         for name, value in (("denoising_steps", denoising_steps), ("micro_batch", micro_batch)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} is {value!r}; give a whole number above 0, or None.")
-        folder = resolve_folder(path)
+        folder = resolve_folder(path, revision)
         document = read_config(folder)
         config = ModelConfig.from_json(document, vision_config, text_config)
         metadata = Metadata.from_json(read_json(folder / METADATA), embodiment)
         views = match_cameras(metadata.cameras, cameras)
         prompt = _prompt(config, len(views), instruction, instruction_ids, instruction_form, tokenizer)
+        _require_room(config, metadata)
         row = EMBODIMENT_IDS[embodiment]
         if row >= config.head.max_embodiments:
             raise ConfigError(
@@ -149,7 +164,7 @@ class Gr00tPolicy:
                 use_float8(model, device, dtype)
         policy = cls(
             model, config, metadata, prompt, views, joint_map or JointMap(), device, dtype, micro_batch, compile,
-            random_weights=bool(document.get(RANDOM)),
+            random_weights=bool(document.get(RANDOM)), commit=commit_of(path, folder),
         )  # fmt: skip
         if micro_batch is None and device.type == "cuda":
             policy.micro_batch = largest_micro_batch(free_memory(device), policy.bytes_per_sample)
@@ -168,10 +183,12 @@ class Gr00tPolicy:
     @property
     def action_range(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest target [6] of each joint in the training data (rad), in the simulation's convention."""
-        ends = np.stack(
-            [self._action.restore(torch.full((NUM_JOINTS,), x, device=self.device)).cpu().numpy() for x in (-1.0, 1.0)]
-        )
-        return ends.min(0), ends.max(0)
+        return in_simulation(self.metadata.action, self.joint_map)
+
+    @property
+    def state_range(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest measured angle [6] of each joint in the training data (rad), as `action_range`."""
+        return in_simulation(self.metadata.state, self.joint_map)
 
     @torch.no_grad()  # inference_mode would break torch.compile here
     def chunk(self, images: torch.Tensor, state: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -186,7 +203,7 @@ class Gr00tPolicy:
             ConfigError: for another shape, dtype or device; on the first call also for a state or images that cannot
                 be real (later calls are not looked into, which would wait for the device).
         """
-        return self._action.restore(self.normalised_chunk(images, state, noise)[..., :NUM_JOINTS])
+        return self._action.restore(self.normalised_chunk(images, state, noise))
 
     @torch.no_grad()
     def normalised_chunk(self, images: torch.Tensor, state: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -220,7 +237,7 @@ class Gr00tPolicy:
     def _pass(self, images: torch.Tensor, state: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Normalised actions, float32, of environments that go through the model together."""
         pixels = prepare_images(images, self.config.vision.image_size).to(self.dtype)
-        state = F.pad(self._state.normalise(state), (0, self.config.head.state_dim - NUM_JOINTS)).to(self.dtype)
+        state = F.pad(self._state.normalise(state), (0, self.config.head.state_dim - self._state.size)).to(self.dtype)
         small = self._compiled_model is None or len(state) < SMALLEST_COMPILED
         model = self.model if small else self._compiled_model
         with sdpa_kernel(ATTENTION, set_priority=True):
@@ -288,6 +305,17 @@ def require_plausible(images: torch.Tensor, state: torch.Tensor, cameras: Sequen
         for j in range(i + 1, len(cameras)):
             if torch.equal(images[:, i], images[:, j]):
                 raise ConfigError(f"Cameras {cameras[i]!r} and {cameras[j]!r} show the same picture.")
+
+
+def _require_room(config: ModelConfig, metadata: Metadata) -> None:
+    """Raise ConfigError if the model's vectors are too short for the numbers of the statistics."""
+    for name, limit, bounds in (
+        ("max_state_dim", config.head.state_dim, metadata.state),
+        ("action_dim", config.head.action_dim, metadata.action),
+    ):
+        needed = NUM_JOINTS + bool(bounds.extra)
+        if limit < needed:
+            raise ConfigError(f"config.json: {name} is {limit}; the statistics in metadata.json hold {needed} numbers.")
 
 
 def _device(device: str | torch.device) -> torch.device:

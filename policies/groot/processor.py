@@ -17,6 +17,8 @@ from policies.joints import JointMap
 CROP_SHARE = 0.95
 SPLIT_LAYOUT = ("single_arm", "gripper")
 """Newer data splits the joints: the first five, then the gripper. The file may list them in either order."""
+EXTRA = NUM_JOINTS - 1
+"""Place of the number too many where `single_arm` holds six beside `gripper`: between the arm and the gripper."""
 
 
 def prepare_images(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -37,14 +39,23 @@ def prepare_images(images: torch.Tensor, size: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Range:
-    """Smallest and largest value of each joint in the training data (rad)."""
+    """Smallest and largest value of each of the six joints in the training data (rad), gripper last."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+    mean: tuple[float, ...] | None = None
+    """Where the file tells it."""
+    extra: str = ""
+    """What the model's vector holds at EXTRA, before the gripper: '' (nothing: it has six numbers), 'gripper' (the
+    gripper a first time) or 'middle' (something else, which is shown as the middle of its range)."""
 
 
 class Scaler:
-    """Maps joint angles of the simulation (rad) to the model's [-1, 1] and back; a joint that never moved maps to 0."""
+    """Maps joint angles of the simulation (rad) to the model's [-1, 1] and back; a joint that never moved maps to 0.
+
+    The model's vector has `size` numbers: six, or seven where `Range.extra` says so. The one too many is never read
+    from the model's answer.
+    """
 
     def __init__(self, bounds: Range, joint_map: JointMap, device: torch.device):
         low, high = (torch.tensor(x, dtype=torch.float32, device=device) for x in (bounds.low, bounds.high))
@@ -52,16 +63,24 @@ class Scaler:
         self.moves = self.span > 0
         self.sign = torch.tensor(joint_map.sign, dtype=torch.float32, device=device)
         self.offset = torch.tensor(joint_map.offset, dtype=torch.float32, device=device)
+        self.extra = bounds.extra
+        self.size = NUM_JOINTS + bool(bounds.extra)
 
     def normalise(self, joints: torch.Tensor) -> torch.Tensor:
-        """Angles [..., 6] -> [..., 6]; values outside the training range are kept, not clipped."""
+        """Angles [..., 6] -> [..., size]; values outside the training range are kept, not clipped."""
         data = self.sign * joints + self.offset
         scaled = 2 * (data - self.low) / torch.where(self.moves, self.span, 1) - 1
-        return torch.where(self.moves, scaled, 0)
+        scaled = torch.where(self.moves, scaled, 0)
+        if not self.extra:
+            return scaled
+        arm, gripper = scaled[..., :EXTRA], scaled[..., EXTRA:]
+        return torch.cat([arm, gripper if self.extra == "gripper" else torch.zeros_like(gripper), gripper], dim=-1)
 
     def restore(self, normalised: torch.Tensor) -> torch.Tensor:
-        """Inverse of `normalise`: [..., 6] -> angles [..., 6]."""
-        data = (normalised + 1) / 2 * self.span + self.low
+        """Inverse of `normalise`: [..., size or more] -> angles [..., 6]."""
+        if self.extra:
+            normalised = torch.cat([normalised[..., :EXTRA], normalised[..., EXTRA + 1 : EXTRA + 2]], dim=-1)
+        data = (normalised[..., :NUM_JOINTS] + 1) / 2 * self.span + self.low
         return self.sign * (data - self.offset)
 
 
@@ -122,11 +141,42 @@ def _read_range(statistics: Mapping[str, Any], modality: str, embodiment: str) -
     keys = SPLIT_LAYOUT if set(groups) == set(SPLIT_LAYOUT) else tuple(groups)
     if len(keys) > 1 and keys != SPLIT_LAYOUT:
         raise ConfigError(f"metadata.json: {path} has keys {', '.join(keys)}; one key or {SPLIT_LAYOUT} is needed.")
-    low, high = ([x for key in keys for x in _numbers(groups, key, name, path)] for name in ("min", "max"))
+    ends = {name: [x for key in keys for x in _numbers(groups, key, name, path)] for name in ("min", "max")}
+    widths = [len(groups[key]["min"]) for key in keys]
+    extra = ""
+    if keys == SPLIT_LAYOUT and widths == [NUM_JOINTS, 1] and len(ends["max"]) == NUM_JOINTS + 1:
+        extra = "gripper" if all(values[EXTRA] == values[EXTRA + 1] for values in ends.values()) else "middle"
+    mean = _mean(groups, keys)
+    low, high = (_without_extra(ends[name], extra) for name in ("min", "max"))
     if len(low) != NUM_JOINTS or len(high) != NUM_JOINTS:
         raise ConfigError(f"metadata.json: {path} has {len(low)} min and {len(high)} max; {NUM_JOINTS} are needed.")
-    if keys == SPLIT_LAYOUT and len(groups["single_arm"]["min"]) != NUM_JOINTS - 1:
-        raise ConfigError(f"metadata.json: {path}.single_arm must have {NUM_JOINTS - 1} joints and gripper one.")
+    if keys == SPLIT_LAYOUT and widths not in ([NUM_JOINTS - 1, 1], [NUM_JOINTS, 1]):
+        raise ConfigError(
+            f"metadata.json: {path}.single_arm must have {NUM_JOINTS - 1} joints (or {NUM_JOINTS}, whose last is not "
+            "used) and gripper one."
+        )
+    _require_radians(low, high, path)
+    return Range(tuple(low), tuple(high), None if mean is None else tuple(_without_extra(mean, extra)), extra)
+
+
+def _without_extra(values: list[float], extra: str) -> list[float]:
+    return values[:EXTRA] + values[EXTRA + 1 :] if extra else values
+
+
+def _mean(groups: Mapping[str, Any], keys: tuple[str, ...]) -> list[float] | None:
+    """The mean of every number in the file's statistics, None where it does not tell: nothing needs it."""
+    values = []
+    for key in keys:
+        found = groups[key].get("mean")
+        if not isinstance(found, list) or len(found) != len(groups[key]["min"]):
+            return None
+        values += found
+    finite = all(isinstance(x, (int, float)) and math.isfinite(x) for x in values)
+    return [float(x) for x in values] if finite else None
+
+
+def _require_radians(low: list[float], high: list[float], path: str) -> None:
+    """Raise ConfigError for ranges in degrees, or with min above max."""
     largest = max(map(abs, low + high))
     if largest > LARGEST_ANGLE:
         raise ConfigError(
@@ -136,7 +186,6 @@ def _read_range(statistics: Mapping[str, Any], modality: str, embodiment: str) -
     wrong = [joint for joint, (a, b) in enumerate(zip(low, high, strict=True)) if a > b]
     if wrong:
         raise ConfigError(f"metadata.json: {path} has min above max for joint {wrong[0]}.")
-    return Range(tuple(low), tuple(high))
 
 
 def _numbers(groups: Mapping[str, Any], key: str, name: str, path: str) -> list[float]:

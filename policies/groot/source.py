@@ -23,7 +23,7 @@ class Gr00tSource:
         self.policy, self.checkpoint = policy, checkpoint
         self.cameras, self.horizon = policy.cameras, policy.horizon
         self.noise_shape = (policy.horizon, policy.config.head.action_dim)
-        self.training_range = policy.action_range
+        self.training_range, self.state_range = policy.action_range, policy.state_range
         self.note = (
             "GR00T has random weights: its actions, and any success, mean nothing." if policy.random_weights else ""
         )
@@ -35,6 +35,7 @@ class Gr00tSource:
         dtype = {"cuda": "bfloat16", "cpu": "float32"}[device] if config.dtype == "auto" else config.dtype
         policy = Gr00tPolicy.from_checkpoint(
             config.checkpoint,
+            revision=config.revision,
             device=device,
             dtype=dtype,
             cameras=config.cameras(),
@@ -75,6 +76,7 @@ class Gr00tSource:
         policy = self.policy
         return {
             "checkpoint": self.checkpoint,
+            "commit": policy.commit,
             "cameras": list(self.cameras),
             "dtype": str(policy.dtype).removeprefix("torch."),
             "device": str(policy.device),

@@ -31,6 +31,8 @@ class RemotePolicy:
         instruction: text of the task, the same for every environment.
         joint_map: signs and offsets between the simulation's joints and those of the server's training data.
         horizon: targets in a chunk, if the caller counts on a number; None takes the server's.
+        single_arm: numbers under the server's key single_arm beside gripper, which it does not tell: 5, or 6, whose
+            last is the gripper a first time. It is sent, and ignored in the answer.
 
     Raises:
         ConfigError: for a bad value, or cameras or a horizon that are not the server's.
@@ -41,7 +43,8 @@ class RemotePolicy:
     noise_shape: tuple[int, ...] = ()
     """The server draws its own noise."""
     training_range: tuple[np.ndarray, np.ndarray] | None = None
-    """The server does not tell the range of its training data."""
+    """The server does not tell the range of its training data, neither of targets nor of states."""
+    state_range: tuple[np.ndarray, np.ndarray] | None = None
 
     note = ""
 
@@ -56,28 +59,31 @@ class RemotePolicy:
         instruction: str = DEFAULT_INSTRUCTION,
         horizon: int | None = None,
         joint_map: JointMap | None = None,
+        single_arm: int = 5,
     ):
         for name, value in (("batch_size", batch_size), ("horizon", 1 if horizon is None else horizon)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; give a whole number above 0.")
         if not isinstance(instruction, str) or not instruction:
             raise ConfigError(f"instruction is {instruction!r}; give the text of the task.")
+        if single_arm not in (5, 6):
+            raise ConfigError(f"single_arm is {single_arm!r}; it must be 5 or 6.")
         self.batch_size, self.instruction, self.joint_map = batch_size, instruction, joint_map or JointMap()
         self._connection = Connection(url, timeout_s, retries)
         try:
             self._connection.call("ping")
-            self._layout = self._read_layout(horizon)
+            self._layout = self._read_layout(horizon, single_arm)
             self.cameras: tuple[str, ...] = match_cameras(self._layout.cameras, cameras)
         except BaseException:
             self.close()
             raise
         self.horizon = self._layout.horizon
 
-    def _read_layout(self, horizon: int | None) -> Layout:
+    def _read_layout(self, horizon: int | None, single_arm: int) -> Layout:
         url = self._connection.url
         reply = self._connection.call("get_modality_config")
         try:
-            layout = Layout.from_reply(reply)
+            layout = Layout.from_reply(reply, single_arm)
         except ValueError as error:
             raise RemoteError(f"The policy at {url} cannot be used: {error}") from error
         if horizon not in (None, layout.horizon):
@@ -143,6 +149,7 @@ class RemotePolicy:
             "instruction": self.instruction,
             "horizon": self.horizon,
             "batch_size": self.batch_size,
+            "state": {key: len(joints) for key, joints in self._layout.state.items()},
         }
 
     def close(self) -> None:

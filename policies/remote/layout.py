@@ -11,7 +11,9 @@ import numpy as np
 
 from policies.groot.config import LARGEST_ANGLE, NUM_JOINTS
 
-SPLIT_LAYOUT = {"single_arm": slice(0, NUM_JOINTS - 1), "gripper": slice(NUM_JOINTS - 1, NUM_JOINTS)}
+ARM, GRIPPER = tuple(range(NUM_JOINTS - 1)), (NUM_JOINTS - 1,)
+SPLIT_LAYOUT = {5: {"single_arm": ARM, "gripper": GRIPPER}, 6: {"single_arm": ARM + GRIPPER, "gripper": GRIPPER}}
+"""Joints under each key, by the length of `single_arm`: its sixth is the gripper a first time."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +22,15 @@ class Layout:
 
     video: tuple[str, ...]
     """Keys of the pictures, in the order of the prompt."""
-    state: Mapping[str, slice]
+    state: Mapping[str, tuple[int, ...]]
     """Which of the six joints each key holds."""
-    action: Mapping[str, slice]
+    action: Mapping[str, tuple[int, ...]]
     language: str | None
     horizon: int
 
     @classmethod
-    def from_reply(cls, reply: Mapping[str, Any]) -> Layout:
-        """Read the answer to get_modality_config."""
+    def from_reply(cls, reply: Mapping[str, Any], single_arm: int = 5) -> Layout:
+        """Read the answer to get_modality_config. single_arm: numbers under that key, 5 or 6; it does not tell."""
         for modality in ("video", "state"):
             frames = _entries(reply, modality, "delta_indices", int)
             if frames != (0,):
@@ -38,8 +40,8 @@ class Layout:
             raise ValueError(f"language has {len(language)} keys ({', '.join(language)}); one is needed.")
         return cls(
             video=_keys(reply, "video"),
-            state=_joints(reply, "state"),
-            action=_joints(reply, "action"),
+            state=_joints(reply, "state", single_arm),
+            action=_joints(reply, "action", single_arm),
             language=language[0] if language else None,
             horizon=len(_entries(reply, "action", "delta_indices", int)),
         )
@@ -57,7 +59,7 @@ class Layout:
         not make one of a list would split the texts, not the list.
         """
         data = {key: images[:, place][:, None] for place, key in enumerate(self.video)}
-        data |= {key: state[:, None, joints].astype(np.float64) for key, joints in self.state.items()}
+        data |= {key: state[:, None, list(joints)].astype(np.float64) for key, joints in self.state.items()}
         if self.language is not None:
             data[self.language] = np.array([instruction] * len(state))
         return data
@@ -70,8 +72,9 @@ class Layout:
                 f"{', '.join(missing)} is missing; expected {', '.join(self.action)}, got {_listed(reply)}."
             )
         targets = np.empty((batch, self.horizon, NUM_JOINTS), np.float32)
-        for key, joints in self.action.items():
-            targets[..., joints] = _angles(key, reply[key], targets[..., joints].shape)
+        for key in sorted(self.action, key=lambda key: len(self.action[key]), reverse=True):  # the gripper's own last
+            joints = list(self.action[key])
+            targets[..., joints] = _angles(key, reply[key], (batch, self.horizon, len(joints)))
         return targets
 
 
@@ -95,17 +98,18 @@ def _keys(reply: Mapping[str, Any], modality: str) -> tuple[str, ...]:
     return keys
 
 
-def _joints(reply: Mapping[str, Any], modality: str) -> dict[str, slice]:
+def _joints(reply: Mapping[str, Any], modality: str, single_arm: int) -> dict[str, tuple[int, ...]]:
     keys = _keys(reply, modality)
     if len(keys) == 1:
-        return {keys[0]: slice(0, NUM_JOINTS)}
+        return {keys[0]: ARM + GRIPPER}
+    split = SPLIT_LAYOUT[single_arm]
     names = [key.removeprefix(f"{modality}.") for key in keys]
-    if set(names) != set(SPLIT_LAYOUT):
+    if set(names) != set(split):
         raise ValueError(
             f"{modality} has keys {', '.join(keys)}; one key of {NUM_JOINTS} joints, or {modality}.single_arm and "
             f"{modality}.gripper, is needed. Is this a policy for the SO-100 or SO-101?"
         )
-    return {key: SPLIT_LAYOUT[name] for key, name in zip(keys, names, strict=True)}
+    return {key: split[name] for key, name in zip(keys, names, strict=True)}
 
 
 def _angles(key: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -117,6 +121,8 @@ def _angles(key: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
         value = value.reshape(shape)  # a server for one observation squeezes its answer
     if value.shape != shape:
         hint = " The server answers one observation at a time: give batch_size=1." if value.shape == shape[1:] else ""
+        if key == "action.single_arm" and value.shape in ((*shape[:-1], width) for width in SPLIT_LAYOUT):
+            hint = f" Give --single-arm {value.shape[-1]}."
         raise ValueError(f"{key} has shape {value.shape}; {shape} [batch, horizon, joint] is needed.{hint}")
     largest = np.abs(value.astype(np.float64)).max()
     if not math.isfinite(largest):

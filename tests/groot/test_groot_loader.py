@@ -16,6 +16,8 @@ from mjx_so101.errors import CheckpointError, ConfigError  # noqa: E402
 from policies.groot import Gr00tPolicy  # noqa: E402
 from policies.groot.layout import EMBEDDING, OUTPUT_HEAD  # noqa: E402
 from policies.groot.make_checkpoint import make_checkpoint  # noqa: E402
+from policies.model import ModelOptions  # noqa: E402
+from train.config import TrainConfig  # noqa: E402
 
 load = Gr00tPolicy.from_checkpoint
 VLLN = "action_head.vlln.weight"
@@ -203,26 +205,73 @@ def test_missing_shard_and_index(tmp_path):
         load(folder)
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(monkeypatch, tiny, tmp_path):
+    """A stand-in for the hub that holds `tiny` as commit COMMIT of someone/groot; gives what it was asked."""
+    folder = tmp_path / "snapshots" / COMMIT
+    folder.parent.mkdir()
+    folder.symlink_to(tiny)
+    asked = []
+
+    def download(repo, revision, allow_patterns):
+        asked.append((repo, revision, allow_patterns))
+        if revision not in (None, "main", COMMIT):
+            raise FileNotFoundError(f"404: {revision}")
+        return str(folder)
+
+    fake_hub(monkeypatch, download)
+    return asked
+
+
 def fake_hub(monkeypatch, download):
     hub = types.ModuleType("huggingface_hub")
     hub.snapshot_download = download
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
 
 
-def test_repo_id_is_fetched_without_pickles(monkeypatch, tiny):
-    asked = {}
-
-    def download(repo, allow_patterns):
-        asked[repo] = allow_patterns
-        return str(tiny)
-
-    fake_hub(monkeypatch, download)
+def test_repo_id_is_fetched_without_pickles(hub):
     assert load("someone/groot").horizon == 16
-    assert not any("bin" in pattern or pattern == "*" for pattern in asked["someone/groot"])
+    ((repo, revision, patterns),) = hub
+    assert (repo, revision) == ("someone/groot", None)
+    assert not any("bin" in pattern or pattern == "*" for pattern in patterns)
+
+
+def test_the_commit_is_told_and_recorded(hub, capsys):
+    assert load("someone/groot").commit == COMMIT
+    said = capsys.readouterr().err
+    assert "no --revision: the main branch as it is now" in said and f"--revision {COMMIT}" in said
+    assert load("someone/groot", revision=COMMIT).commit == COMMIT
+    assert hub[-1][1] == COMMIT and not capsys.readouterr().err
+    source = ModelOptions(checkpoint="someone/groot", revision="main").load("groot")
+    assert source.describe()["commit"] == COMMIT and "revision 'main'" in capsys.readouterr().err
+
+
+def test_a_run_is_pinned_to_the_commit_it_took(hub):
+    config = TrainConfig(base="groot", model=ModelOptions(checkpoint="someone/groot"), home="checkpoint").resolve()
+    assert config.model.revision == COMMIT and len(config.home) == 6
+    again = TrainConfig.from_dict(config.to_dict()).resolve()
+    assert again == config and hub[-1][1] == COMMIT
+
+
+def test_a_folder_has_no_commit(tiny, tmp_path):
+    assert load(tiny).commit == ""
+    (tmp_path / COMMIT).symlink_to(tiny)  # whatever it is called
+    assert load(tmp_path / COMMIT).commit == ""
+    assert ModelOptions(checkpoint=str(tiny)).pinned().revision == ""
+    with pytest.raises(ConfigError, match=r"revision is 'main', but .* is a folder here, not a repo: leave it out"):
+        load(tiny, revision="main")
+
+
+def test_unknown_revision(hub):
+    with pytest.raises(ConfigError, match=r"could not be fetched from Hugging Face at revision 'v2' .*404: v2"):
+        load("someone/groot", revision="v2")
 
 
 def test_repo_id_offline(monkeypatch):
-    def download(repo, allow_patterns):
+    def download(repo, revision, allow_patterns):
         raise ConnectionError("no route to host")
 
     fake_hub(monkeypatch, download)
@@ -232,7 +281,7 @@ def test_repo_id_offline(monkeypatch):
 
 def test_repo_id_without_the_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ConfigError, match="pip install huggingface_hub"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[hub\]'"):
         load("someone/groot")
 
 

@@ -4,14 +4,18 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
+from spoil import edit_json  # noqa: E402
+
 from mjx_so101.errors import ConfigError  # noqa: E402
 from policies.groot import Gr00tPolicy, JointMap  # noqa: E402
 from policies.groot.make_checkpoint import make_checkpoint  # noqa: E402
+from policies.model import ModelOptions  # noqa: E402
 
 
 @pytest.fixture
@@ -62,6 +66,55 @@ def test_one_camera_and_split_statistics(tmp_path, tiny, policy, batch):
     assert single.chunk(*batch(cameras=1)).shape == (2, 16, 6)
     split = Gr00tPolicy.from_checkpoint(make_checkpoint(tmp_path / "split", layout="single_arm"))
     assert torch.equal(split.chunk(*batch()), policy.chunk(*batch()))
+
+
+def test_single_arm_of_six_beside_the_gripper(tmp_path, batch):
+    """Joints and targets are six; the model reads and gives seven, with the gripper in the sixth place too."""
+    seven = Gr00tPolicy.from_checkpoint(make_checkpoint(tmp_path / "seven", layout="single_arm_6"))
+    images, state, noise = batch()
+    chunk = seven.chunk(images, state, noise)
+    raw = seven.normalised_chunk(images, state, noise)
+    low, high = (torch.tensor(x) for x in (seven.metadata.action.low, seven.metadata.action.high))
+    assert low.shape == (6,) and chunk.shape == (2, 16, 6)
+    expected = (raw[..., [0, 1, 2, 3, 4, 6]] + 1) / 2 * (high - low) + low
+    assert torch.allclose(chunk, expected, atol=1e-6)
+    other = state.clone()
+    other[:, 5] += 0.02  # the gripper counts
+    assert not torch.allclose(seven.chunk(images, other, noise), chunk, atol=1e-5)
+
+
+def test_statistics_of_seven_need_room(copy_of_tiny):
+    edit_json(copy_of_tiny / "config.json", lambda document: document["action_head_cfg"].update(action_dim=6))
+    edit_json(copy_of_tiny / "experiment_cfg" / "metadata.json", _seven)
+    with pytest.raises(ConfigError, match=r"action_dim is 6; the statistics in metadata\.json hold 7 numbers"):
+        Gr00tPolicy.from_checkpoint(copy_of_tiny)
+
+
+def _seven(document):
+    for groups in document["new_embodiment"]["statistics"].values():
+        (six,) = [groups.pop(name) for name in list(groups)]
+        groups.update(single_arm=six, gripper={name: values[5:] for name, values in six.items()})
+
+
+# -- as a base policy ------------------------------------------------------------------------------------------------
+def test_the_source_has_the_calibration_it_was_given(tiny, batch):
+    sign, offset = (1.0, 1.0, -1.0, 1.0, 1.0, -1.0), (0.1, 0.0, 0.2, 0.0, 0.0, 0.3)
+    mapped = ModelOptions(checkpoint=str(tiny), joint_sign=sign, joint_offset=offset).load("groot")
+    plain = ModelOptions(checkpoint=str(tiny)).load("groot")
+    images, state, noise = (x.numpy() for x in batch())
+    data = np.asarray(sign) * state + np.asarray(offset)
+    expected = np.asarray(sign) * (plain.chunk(images, data.astype(np.float32), noise) - np.asarray(offset))
+    np.testing.assert_allclose(mapped.chunk(images, state, noise), expected, atol=1e-5)
+    for name in ("training_range", "state_range"):
+        low, high = getattr(plain, name)
+        ends = np.sort([np.asarray(sign) * (end - np.asarray(offset)) for end in (low, high)], axis=0)
+        np.testing.assert_allclose(getattr(mapped, name), ends, atol=1e-6)
+
+
+def test_ranges_are_those_of_the_file(tiny, policy):
+    assert policy.state_range[0] == pytest.approx(np.array(policy.metadata.state.low), abs=1e-6)
+    assert policy.action_range[1] == pytest.approx(np.array(policy.metadata.action.high), abs=1e-6)
+    assert not np.allclose(policy.state_range[0], policy.action_range[0], atol=1e-3)
 
 
 def test_joint_map_of_a_flipped_gripper(tiny, policy, batch):
@@ -179,7 +232,6 @@ def test_missing_metadata(copy_of_tiny):
 def test_jax_arrays_cross_without_a_copy(policy, batch):
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from policies.groot.dlpack import chunk_of_arrays, to_jax, to_torch
 
@@ -196,6 +248,47 @@ def test_jax_arrays_cross_without_a_copy(policy, batch):
     assert isinstance(chunk, jax.Array) and np.array_equal(chunk, policy.chunk(*batch()).numpy())
     with pytest.raises(ConfigError, match="inside jit"):
         jax.jit(to_torch)(inputs[0])
+
+
+class Pending:
+    """Torch's mark behind kernels that have not run until `done`."""
+
+    def __init__(self, done):
+        self.done = done
+
+    def query(self):
+        return self.done
+
+
+def test_arrays_are_kept_until_both_sides_have_read_them(policy, batch):
+    """A caller that lets go of its arrays at once must not give torch's queued kernels other memory to read."""
+    import gc
+    import weakref
+
+    import jax
+    import jax.numpy as jnp
+
+    from policies.groot import dlpack
+
+    def ask(seed):
+        inputs = [jnp.array(x.numpy()) for x in batch(seed=seed)]
+        chunk = jax.block_until_ready(dlpack.chunk_of_arrays(policy, *inputs))
+        return weakref.ref(inputs[0]), chunk
+
+    images, chunk = ask(0)
+    gc.collect()
+    assert images() is not None, "the caller's images are gone while kernels may read them"
+    assert len(dlpack._in_use) == 1
+    kept = dlpack._in_use[0][2][1]
+    assert chunk.unsafe_buffer_pointer() != kept.data_ptr()  # torch may reuse its memory, JAX reads its own
+    dlpack._in_use[0] = (Pending(False), *dlpack._in_use[0][1:])
+    ask(1)
+    gc.collect()
+    assert images() is not None and len(dlpack._in_use) == 2
+    dlpack._in_use[0] = (Pending(True), *dlpack._in_use[0][1:])
+    ask(2)
+    gc.collect()
+    assert images() is None and len(dlpack._in_use) == 1
 
 
 BLOCKED = """

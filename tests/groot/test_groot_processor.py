@@ -1,6 +1,7 @@
 """Statistics, joints, images and the prompt: fed as in training, or refused."""
 
 import copy
+import dataclasses
 
 import pytest
 
@@ -21,7 +22,7 @@ def document(state=None):
     one = {"arm_0": {"min": LOW, "max": HIGH}}
     return {
         "new_embodiment": {
-            "statistics": {"state": state or copy.deepcopy(one), "action": one},
+            "statistics": {"state": copy.deepcopy(one) if state is None else state, "action": one},
             "modalities": {"video": {"image_cam_0": {}, "image_cam_1": {}}},
         }
     }
@@ -41,18 +42,70 @@ def test_gripper_comes_last_in_either_file_order(order):
     assert metadata.state == Range(tuple(LOW), tuple(HIGH))
 
 
+def six_and_gripper(sixth=(LOW[5], HIGH[5]), **more):
+    """Statistics of a `single_arm` of six beside `gripper`."""
+    arm = {"min": [*LOW[:5], sixth[0]], "max": [*HIGH[:5], sixth[1]], **more}
+    return {"single_arm": arm, "gripper": {"min": LOW[5:], "max": HIGH[5:]}}
+
+
+@pytest.mark.parametrize(("sixth", "extra"), [((LOW[5], HIGH[5]), "gripper"), ((0, 100), "middle")])
+def test_six_of_single_arm_beside_the_gripper(sixth, extra):
+    """The sixth is the gripper a first time, or something else, which is shown as its middle; it is never executed."""
+    states = Metadata.from_json(document(six_and_gripper(sixth)), "new_embodiment").state
+    assert states == Range(tuple(LOW), tuple(HIGH), extra=extra)
+    scaler = Scaler(states, JointMap(), torch.device("cpu"))
+    joints = torch.rand(4, 6)
+    plain = Scaler(Range(tuple(LOW), tuple(HIGH)), JointMap(), torch.device("cpu")).normalise(joints)
+    seven = scaler.normalise(joints)
+    assert seven.shape == (4, 7) == (4, scaler.size)
+    assert torch.equal(seven[:, [0, 1, 2, 3, 4, 6]], plain)
+    assert torch.equal(seven[:, 5], plain[:, 5] if extra == "gripper" else torch.zeros(4))
+    seven[:, 5] = 55.0  # what the model makes of it is not executed
+    assert torch.allclose(scaler.restore(seven), joints, atol=1e-6)
+    assert torch.allclose(scaler.restore(torch.cat([seven, torch.rand(4, 25)], 1)), joints, atol=1e-6)
+
+
+def test_mean_where_the_file_tells_it():
+    mean = [0.1, 0.2, 0.3, 0.4, 0.5, 0.25]
+    read = Metadata.from_json(document({"arm_0": {"min": LOW, "max": HIGH, "mean": mean}}), "new_embodiment")
+    assert read.state.mean == tuple(mean)
+    split = six_and_gripper(mean=[*mean[:5], 9.0])
+    assert Metadata.from_json(document(split), "new_embodiment").state.mean is None  # the gripper's is missing
+    split["gripper"]["mean"] = [0.25]
+    assert Metadata.from_json(document(split), "new_embodiment").state.mean == tuple(mean)
+    for wrong in ("much", [0.1], [float("nan")] * 6, ["a"] * 6):
+        odd = {"arm_0": {"min": LOW, "max": HIGH, "mean": wrong}}
+        assert Metadata.from_json(document(odd), "new_embodiment").state.mean is None
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [
         ({"arm_0": {"min": LOW[:5], "max": HIGH[:5]}}, "5 min and 5 max; 6"),
         ({"arm_0": {"min": LOW, "max": HIGH + [1.0]}}, "6 min and 7 max"),
         ({"arm_0": {"max": HIGH}}, "min is None"),
+        ({"arm_0": [LOW, HIGH]}, "arm_0.min is None"),
+        ({"arm_0": {"min": [], "max": HIGH}}, r"min is \[\]; a list of finite numbers"),
+        ({"arm_0": {"min": ["0"] * 6, "max": HIGH}}, "a list of finite numbers"),
+        ({"arm_0": {"min": [*LOW[:3], 1.5, *LOW[4:]], "max": HIGH}}, "min above max for joint 3"),
+        ({}, "no new_embodiment.statistics.state"),
+        (
+            {
+                "single_arm": {"min": LOW[:5], "max": HIGH[:5]},
+                "gripper": {"min": LOW[5:], "max": HIGH[5:]},
+                "base": {"min": [0.0], "max": [1.0]},
+            },
+            "keys single_arm, gripper, base",
+        ),
         ({"arm_0": {"min": [float("nan")] * 6, "max": HIGH}}, "finite"),
         ({"arm_0": {"min": HIGH, "max": LOW}}, "min above max"),
         ({"arm_0": {"min": LOW, "max": [*HIGH[:5], 90.0]}}, "statistics.state reaches 90.*not in radians"),
         ({"arm_0": {"min": [-10.1, *LOW[1:]], "max": HIGH}}, "reaches 10.1.*not in radians"),
         ({"left": {"min": LOW[:3], "max": HIGH[:3]}, "right": {"min": LOW[3:], "max": HIGH[3:]}}, "left, right"),
         ({"single_arm": {"min": LOW[:4], "max": HIGH[:4]}, "gripper": {"min": LOW[4:], "max": HIGH[4:]}}, "5 joints"),
+        ({"single_arm": {"min": LOW + [0], "max": HIGH + [0]}, "gripper": {"min": [0], "max": [0]}}, "8 min and 8 max"),
+        ({"single_arm": {"min": LOW, "max": HIGH}, "gripper": {"min": [0, 0], "max": [1, 1]}}, "8 min and 8 max"),
+        ({"single_arm": {"min": LOW, "max": HIGH}, "gripper": {"min": [0], "max": [90]}}, "reaches 90.*not in radians"),
     ],
 )
 def test_wrong_statistics(state, message):
@@ -70,6 +123,25 @@ def test_action_statistics_in_degrees():
 def test_ten_radians_are_still_radians():
     statistics = {"arm_0": {"min": [-10.0] * 6, "max": [10.0] * 6}}
     assert Metadata.from_json(document(statistics), "new_embodiment").state.high == (10.0,) * 6
+
+
+def test_joint_that_stands_still_in_the_data_is_no_error():
+    statistics = {"arm_0": {"min": LOW, "max": [*HIGH[:5], LOW[5]]}}
+    assert Metadata.from_json(document(statistics), "new_embodiment").state.high[5] == LOW[5]
+
+
+def test_state_and_action_have_statistics_of_their_own():
+    both = document({"arm_0": {"min": LOW, "max": [0.5] * 6}})
+    metadata = Metadata.from_json(both, "new_embodiment")
+    assert (metadata.embodiment, metadata.state.high, metadata.action.high) == (
+        "new_embodiment",
+        (0.5,) * 6,
+        tuple(HIGH),
+    )
+    with pytest.raises(dataclasses.FrozenInstanceError):  # every policy of a checkpoint reads the same object
+        metadata.state.high = tuple(HIGH)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        metadata.state = metadata.action
 
 
 @pytest.mark.parametrize("relative", ["single_arm", "gripper"])
@@ -150,6 +222,37 @@ def test_images_keep_their_colour_and_place():
     pixels = prepare_images(images, 28)
     assert (pixels[1, 0, 0, :, 15:] > 1 - GREY_LEVEL).all() and (pixels[1, 0, 0, :, :13] == -1).all()
     assert (pixels[1, 0, 1:] == -1).all() and (pixels[0] == -1).all() and (pixels[:, 1] == -1).all()
+
+
+def test_every_grey_level_is_exact_where_nothing_is_resized():
+    """Crop of 40 pixels is 38: (x / 255 - 0.5) / 0.5 of whole levels, of which truncation may take one."""
+    levels = torch.arange(256, dtype=torch.uint8)
+    images = levels[:, None, None, None, None].expand(256, 1, 40, 40, 3)
+    pixels = prepare_images(images, 38)
+    seen = (pixels[:, 0, 0, 0, 0] * 0.5 + 0.5) * 255
+    lost = levels - seen
+    assert pixels.amin() == -1 and (pixels == pixels[:, :, :1, :1, :1]).all()
+    assert torch.allclose(lost, lost.round(), atol=1e-4) and lost.min() > -1e-4 and lost.max() < 1 + 1e-4
+    assert (lost < 0.5).float().mean() > 0.8
+
+
+def test_crop_is_centred_in_both_directions():
+    """A picture that brightens downwards and to the right keeps its middle in the middle."""
+    ramp = torch.arange(100, dtype=torch.uint8)
+    images = torch.zeros(1, 1, 100, 100, 3, dtype=torch.uint8)
+    images[..., 0], images[..., 1] = ramp[:, None], ramp[None]
+    rows, columns = (((prepare_images(images, 95)[0, 0, c] * 0.5 + 0.5) * 255).round() for c in (0, 1))
+    expected = torch.arange(2.0, 97.0)  # of 5 pixels 2 are cut off in front, 3 behind
+    assert (rows[:, 50] - expected).abs().max() <= 1 and (columns[50] - expected).abs().max() <= 1
+    assert (rows[:, 50] - expected).abs().mean() < 0.2 and (columns[50] - expected).abs().mean() < 0.2
+
+
+def test_pictures_are_made_smaller_with_antialiasing():
+    """Stripes of one pixel become grey, as in the training's resize, not stripes of another width."""
+    images = torch.zeros(1, 1, 240, 320, 3, dtype=torch.uint8)
+    images[:, :, :, ::2] = 200
+    pixels = prepare_images(images, 40)
+    assert torch.allclose(pixels, torch.tensor((100 / 255 - 0.5) / 0.5), atol=0.1)
 
 
 def test_prompt_of_one_camera():

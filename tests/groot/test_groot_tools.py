@@ -180,6 +180,8 @@ def test_inspect_shards_and_split_joints(run, tmp_path):
 
     printed = run("inspect", make_checkpoint(tmp_path / "new", layout="single_arm", shard_bytes=2**20))
     assert re.search(r"bytes in [3-9]\d? shards", printed) and "single_arm + gripper" in printed
+    printed = run("inspect", make_checkpoint(tmp_path / "seven", layout="single_arm_6"))
+    assert "single_arm[:5] + gripper" in printed and "problem" not in printed
 
 
 def test_inspect_full_size_reads_no_weights(inspect_json, copy_of_tiny):
@@ -313,7 +315,7 @@ def test_unknown_embodiment(run, tiny):
 
 # -- smoke ---------------------------------------------------------------------------------------------------------
 def test_smoke(run, tiny, tmp_path, opengl):
-    printed = run("smoke", tiny, "--device", "cpu", "--out", tmp_path / "pictures")
+    printed = run("smoke", tiny, "--device", "cpu", "--home", "checkpoint", "--out", tmp_path / "pictures")
     assert "random weights: the targets mean nothing" in printed
     with pytest.raises(ConfigError, match="pictures is not empty; give another --out"):
         run("smoke", tiny, "--out", tmp_path / "pictures")
@@ -325,24 +327,38 @@ def test_smoke(run, tiny, tmp_path, opengl):
         "second call",
         "memory: process",
         "finite: yes",
-        "outside of what the checkpoint was trained on",  # the simulated arm starts elsewhere
+        "start pose (rad): 0.020, 0.559, -0.280, 0.745, -1.542, 0.044",
     ):
         assert words in printed
     assert re.search(r"gripper +deg.* -0\.8 to +4\.1 +-10\.0 to +100\.0", printed)
     assert re.search(r"gripper +rad.* -0\.014 to +0\.072 +-0\.175 to +1\.745", printed)
+    assert "unlike training" not in printed
     drawn = imageio.imread(tmp_path / "pictures" / "cameras.png")
     seen = imageio.imread(tmp_path / "pictures" / "model_input.png")
     assert drawn.shape[0] >= 240 and drawn.shape[1] >= 1280 and seen.shape[0] >= 224
     assert drawn[:240, :320].std() > 5 and seen[:224, :224].std() > 5
 
 
-def test_smoke_with_another_calibration(run, tiny, opengl):
+SMALL = ("--device", "cpu", "--num-envs", 1, "--base-width", 64, "--base-height", 48)
+
+
+def test_smoke_with_another_calibration(run, tiny, capsys, opengl):
     calibration = ["--joint-sign", "1", "1", "1", "1", "1", "-1", "--joint-offset", "0", "0.7", "0", "0", "-3", "0"]
-    printed = run("smoke", tiny, "--device", "cpu", "--num-envs", 1, *calibration)
+    printed = run("smoke", tiny, *SMALL, *calibration, "--any-start")
+    assert "uint8 [1, 2, 48, 64, 3]" in printed
     assert re.search(r"gripper +rad.* -0\.072 to +0\.014 ", printed)  # the training range, turned round
     assert re.search(r"wrist_roll +rad.* 0\.140 to +2\.774 ", printed)
-    warning = printed.partition("warning: ")[2]
-    assert "shoulder_lift" not in warning and "wrist_roll" not in warning
+    assert "shoulder_lift starts" not in printed and "wrist_roll starts" not in printed
+
+
+def test_smoke_refuses_a_start_pose_that_was_never_seen(run, tiny, capsys, opengl):
+    """After it has said all it found."""
+    with pytest.raises(ConfigError, match=r"unlike what the checkpoint was trained on.*gripper.*--home checkpoint"):
+        run("smoke", tiny, *SMALL)
+    printed = capsys.readouterr().out
+    assert "finite: yes" in printed and "unlike training: shoulder_lift starts at -1.100 rad" in printed
+    pose = ("0", "0.5", "-0.2", "0.8", "-1.5", "0.04")
+    assert "start pose (rad): 0.000, 0.500" in run("smoke", tiny, *SMALL, "--home", *pose)
 
 
 def test_smoke_in_bfloat16_with_named_views(run, copy_of_tiny, opengl):
@@ -352,7 +368,7 @@ def test_smoke_in_bfloat16_with_named_views(run, copy_of_tiny, opengl):
     edit_json(copy_of_tiny / "experiment_cfg" / "metadata.json", change)
     with pytest.raises(ConfigError, match=r"no camera 'front'; it has top, wrist.*--camera-map KEY=top"):
         run("smoke", copy_of_tiny, "--device", "cpu")
-    options = ("--device", "cpu", "--dtype", "bfloat16", "--num-envs", 1)
+    options = ("--device", "cpu", "--dtype", "bfloat16", "--num-envs", 1, "--home", "checkpoint")
     printed = run("smoke", copy_of_tiny, *options, "--camera-map", "front=top", "wrist=wrist")
     assert "in bfloat16 on cpu" in printed and "finite: yes" in printed
 
@@ -372,10 +388,10 @@ def test_smoke_reports_targets_that_are_not_finite(copy_of_tiny, capsys, opengl)
     ("flags", "message"),
     [
         ("--device tpu9", "device"),
-        ("--camera-map front", "KEY=CAMERA"),
         ("--camera-map image_cam_0=top", "checkpoint's cameras are"),
         ("--joint-sign 1 1 1 1 1 2", r"joint_map\.sign"),
         ("--base-renderer opengl", "'warp', 'mujoco'"),
+        ("--revision v2", "revision is 'v2'.*is a folder here"),
     ],
 )
 def test_smoke_refuses(run, tiny, flags, message):
@@ -384,7 +400,14 @@ def test_smoke_refuses(run, tiny, flags, message):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"), [("--num-envs 0", "num_envs is 0"), ("--dtype int8", "'float32', 'bfloat16'")]
+    ("flags", "message"),
+    [
+        ("--num-envs 0", "num_envs is 0"),
+        ("--dtype int8", "'float32', 'bfloat16'"),
+        ("--camera-map front", "KEY=CAMERA"),
+        ("--base-width 5", "base_width is 5; give 16 to 2048 pixels"),
+        ("--home there", "home is 'there'; give 'task', 'checkpoint' or six angles"),
+    ],
 )
 def test_smoke_refuses_while_parsing(run, tiny, capsys, flags, message):
     with pytest.raises(SystemExit) as stopped:

@@ -1,14 +1,16 @@
 """The base policy around a model: a stand-in source, so that every executed action can be recomputed."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mjx_so101 import PaperReturnEnv, TaskConfig
-from mjx_so101.errors import ConfigError
+from mjx_so101.errors import ConfigError, Interrupted
 from policies.base import make_base
-from policies.chunked import ChunkedPolicy
+from policies.chunked import NOISE_TAG, ChunkedPolicy
 from policies.model import ModelOptions
 from policies.residual import Residual, ResidualConfig
 from train.rollout import BASE, MEAN, Roller
@@ -19,7 +21,8 @@ NUM_ENVS, HORIZON, STEPS = 9, 4, 26
 class StandIn:
     """Answers with a function of the joint angles and the noise, and keeps what it was asked."""
 
-    name, cameras, horizon, noise_shape, training_range = "stand-in", ("top", "wrist"), 6, (2, 3), None
+    name, cameras, horizon, noise_shape = "stand-in", ("top", "wrist"), 6, (2, 3)
+    training_range = state_range = None
     note = "it only stands in"
 
     def __init__(self):
@@ -83,7 +86,7 @@ def test_each_executed_action_is_what_one_environment_alone_would_get(env, playe
             age = kept["position"][t, env_index] - 1
             born = t - age
             state = jax.tree.map(lambda x: x[env_index], states[born])  # noqa: B023
-            key = jax.random.fold_in(jnp.asarray(state.key), 2)
+            key = jax.random.fold_in(jnp.asarray(state.key), NOISE_TAG)
             noise = jax.random.normal(key, StandIn.noise_shape)[None]
             expected = answer(observe(state).joint_pos[None], noise)[0, age]
             np.testing.assert_allclose(kept["target"][t, env_index], expected, atol=1e-6)
@@ -137,11 +140,11 @@ def test_one_model_serves_environments_of_different_numbers(env, played):
     roller, source, _, _, _ = played
     small = PaperReturnEnv(2, "native", auto_reset=False)
     other = roller.base.for_env(small)
-    assert other.source is source and other.slots == 1 and roller.base.slots == 3
+    assert other.source is source and other.slots == 2 and roller.base.slots == 3
     state = small.reset(0)
     filled = other.refill(other.init(2), state)
     assert not np.asarray(filled.used_up).any()
-    assert other.passes == 2
+    assert other.passes == 1
 
 
 def test_inference_stats_count(played):
@@ -193,6 +196,9 @@ def test_bases_that_lack_something(env, base, options, message):
         ({"retries": -1}, "retries is -1"),
         ({"jax_memory": 1.0}, "jax_memory is 1.0; give a share"),
         ({"timeout_s": 0.0}, "timeout_s is 0.0"),
+        ({"base_width": 8}, "base_width is 8; give 16 to 2048 pixels"),
+        ({"base_height": 4000}, "base_height is 4000; give 16 to 2048 pixels"),
+        ({"base_width": 320.5}, r"base_width is 320\.5; give a whole number"),
         ({"camera_map": ("top",)}, "camera_map holds 'top'; write KEY=CAMERA"),
     ],
 )
@@ -210,3 +216,17 @@ def test_scripted_policies_need_no_binding(env):
     assert base.for_env(env) is base
     residual = Residual(ResidualConfig(), base.num_features)
     assert Roller(env, base, residual, lambda *_: 0, mode=MEAN).base is base
+
+
+def test_slow_refill_is_asked_to_stop_before_each_pass():
+    base = object.__new__(ChunkedPolicy)
+    base.slots, base.passes, base._in_use, passes = 2, 0, [], []
+    base._begin, base._choose = lambda carry, state: (carry, 7), lambda carry, state: None
+    base.look, base._store = lambda state, envs: (), lambda carry, *_: carry + 1
+    base.source = SimpleNamespace(chunk=lambda: passes.append(1) or np.zeros(0))
+    base.stopped = lambda: False
+    assert base.refill(0, None) == len(passes) == 4
+    base.stopped = lambda: len(passes) == 6
+    with pytest.raises(Interrupted):
+        base.refill(0, None)
+    assert len(passes) == 6

@@ -93,6 +93,7 @@ def test_a_few_more_than_the_slots_are_hardly_shortened():
     assert len(renewed) == 2
     limits = np.asarray(buffers.limit)[:14]
     assert sorted(limits, reverse=True) == [horizon] * 10 + [horizon - 1] * 4
+    assert (np.asarray(buffers.limit)[14:] == horizon).all()  # those renewed early run their full length
 
 
 def test_new_episodes_go_before_used_up_chunks_and_these_before_old_ones():
@@ -101,6 +102,23 @@ def test_new_episodes_go_before_used_up_chunks_and_these_before_old_ones():
     )
     new = jnp.array([False, False, False, True, False])
     assert chunks.choose(buffers, new, 5).tolist() == [3, 1, 4, 2, 0]
+
+
+def test_an_unused_chunk_with_one_action_left_is_still_older_than_a_used_up_one():
+    buffers = chunks.Chunks(
+        targets=jnp.zeros((3, LENGTH, 6)), position=jnp.array([15, 16, 4]), limit=jnp.array([16, 16, 4])
+    )
+    assert set(chunks.choose(buffers, jnp.zeros(3, bool), 2).tolist()) == {1, 2}
+
+
+def test_dropped_chunks_are_used_up_even_if_nothing_of_them_was_executed():
+    fresh = chunks.store(
+        chunks.no_chunks(3, LENGTH), jnp.arange(3), jnp.ones((3, LENGTH, 6)), jnp.array([LENGTH, 5, LENGTH])
+    )
+    assert not fresh.used_up.any()
+    dropped = chunks.drop(fresh, jnp.array([True, False, False]))
+    assert dropped.used_up.tolist() == [True, False, False]
+    assert dropped.limit.tolist() == [0, 5, LENGTH]
 
 
 def test_a_single_environment_executes_its_chunks_whole():
@@ -132,3 +150,28 @@ def test_execute_inside_jit_gives_the_next_action():
     buffers, second = step(buffers)
     np.testing.assert_array_equal(first[1], np.arange(6.0))
     np.testing.assert_array_equal(second[1], np.arange(6.0) + 6)
+
+
+@pytest.mark.parametrize(("num_envs", "slots", "passes"), [(1, 1, 1), (256, 256, 1), (257, 129, 2), (1024, 256, 4)])
+def test_slots_where_all_are_renewed_together(num_envs, slots, passes):
+    assert chunks.whole_slots(num_envs) == slots and -(-num_envs // slots) == passes
+
+
+@pytest.mark.parametrize("limit", [1, 9, LENGTH])
+def test_a_chunk_that_is_used_up_gives_its_last_action_again(limit):
+    targets = jnp.arange(LENGTH * 6.0).reshape(1, LENGTH, 6)
+    buffers = chunks.store(chunks.no_chunks(1, LENGTH), jnp.array([0]), targets, limit)
+    for _ in range(limit):
+        buffers, last = chunks.execute(buffers)
+    for _ in range(2):
+        buffers, again = chunks.execute(buffers)
+        np.testing.assert_array_equal(again, last)
+        np.testing.assert_array_equal(again, targets[:, limit - 1])
+        assert buffers.position[0] == limit and bool(buffers.used_up[0])
+
+
+def test_no_index_reaches_beyond_a_chunk():
+    buffers = chunks.no_chunks(2, LENGTH)
+    _, target = chunks.execute(buffers)  # nothing was ever stored
+    assert np.isfinite(target).all()
+    assert np.isfinite(chunks.action(buffers, jnp.array([-1, LENGTH]))).all()

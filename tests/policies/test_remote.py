@@ -10,11 +10,22 @@ import pytest
 msgpack = pytest.importorskip("msgpack")
 zmq = pytest.importorskip("zmq")
 
-from remote_servers import DIE, HORIZON, LAYOUTS, Server, array, expected_chunk, modality, modality_config  # noqa: E402
+from remote_servers import (  # noqa: E402
+    DIE,
+    HORIZON,
+    JOINTS,
+    LAYOUTS,
+    Server,
+    array,
+    expected_chunk,
+    modality,
+    modality_config,
+)
 
 import policies.remote  # noqa: E402
 from mjx_so101.errors import ConfigError, RemoteError  # noqa: E402
 from policies.joints import JointMap  # noqa: E402
+from policies.model import ModelOptions  # noqa: E402
 from policies.remote import RemotePolicy  # noqa: E402
 
 PACKAGE = Path(policies.remote.__file__).parent
@@ -58,10 +69,10 @@ def test_chunks_of_both_joint_layouts(serve, layout):
     images, state = inputs()
     with RemotePolicy(server.url, instruction="Return the paper.") as policy:
         assert (policy.name, policy.cameras, policy.horizon) == ("remote", ("top", "wrist"), HORIZON)
-        assert policy.noise_shape == () and policy.training_range is None
+        assert policy.noise_shape == () and policy.training_range is None and policy.state_range is None
         assert policy.describe() == {
             "url": server.url, "cameras": ["top", "wrist"], "instruction": "Return the paper.", "horizon": HORIZON,
-            "batch_size": 64,
+            "batch_size": 64, "state": {f"state.{name}": JOINTS[name] for name in LAYOUTS[layout]},
         }  # fmt: skip
         chunk = policy.chunk(images, state, noise=np.zeros(3))
     assert chunk.dtype == np.float32 and chunk.shape == (3, HORIZON, 6)
@@ -79,6 +90,35 @@ def test_chunks_of_both_joint_layouts(serve, layout):
     assert all(value.dtype == np.float64 and value.shape[:2] == (3, 1) for value in sent)
     np.testing.assert_array_equal(np.concatenate(sent, -1)[:, 0], state)
     assert list(data["annotation.human.task_description"]) == ["Return the paper."] * 3
+
+
+def test_single_arm_of_six_beside_the_gripper(serve):
+    """The gripper is sent twice, and the targets of single_arm's sixth are not executed."""
+    arm = np.random.default_rng(0).uniform(-1, 1, (3, HORIZON, 6)).astype(np.float32)
+    gripper = np.full((3, HORIZON, 1), 0.03, np.float32)
+    for layout in ("split", "gripper first"):
+        server = serve(layout, get_action=answer_with(single_arm=arm, gripper=gripper))
+        chunk = chunk_of(server, single_arm=6)
+        np.testing.assert_array_equal(chunk, np.concatenate([arm[..., :5], gripper], -1))
+        (data,) = server.data()
+        assert data["state.single_arm"].shape == (3, 1, 6) and data["state.gripper"].shape == (3, 1, 1)
+        np.testing.assert_array_equal(data["state.single_arm"][..., 5:], data["state.gripper"])
+    server = serve("split", get_action=answer_with(single_arm=arm, gripper=gripper))
+    with pytest.raises(RemoteError, match=r"action\.single_arm has shape \(3, 16, 6\).*Give --single-arm 6"):
+        chunk_of(server)
+
+
+def test_options_reach_the_policy(serve):
+    server = serve("split")
+    options = ModelOptions(url=server.url, joint_sign=(1, 1, 1, 1, 1, -1), joint_offset=(0.1,) * 6, single_arm=6)
+    with options.load("remote") as policy:
+        assert policy.joint_map == JointMap((1, 1, 1, 1, 1, -1), (0.1,) * 6)
+        assert policy.describe()["state"] == {"state.single_arm": 6, "state.gripper": 1}
+    for wrong in (4, 7):
+        with pytest.raises(ConfigError, match=f"single_arm is {wrong}; it must be 5 or 6"):
+            ModelOptions(single_arm=wrong)
+        with pytest.raises(ConfigError, match=f"single_arm is {wrong}"):
+            RemotePolicy(server.url, single_arm=wrong)
 
 
 def test_batch_is_split_in_order(serve):

@@ -1,6 +1,7 @@
 """Checkpoints appear whole or not at all, and are refused when damaged or made for something else."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -14,9 +15,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from mjx_so101 import CheckpointError
-from train import checkpoint
-from train.loop import prepare_folder, saved_config
+from mjx_so101 import CheckpointError, load_randomization
+from train import checkpoint, files
+from train.config import TrainConfig
+from train.run_folder import open_for_resume, saved_config
 
 # TensorStore's threads outlive a failed call and complain
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -122,10 +124,42 @@ def test_kill_in_the_middle_of_the_swap_leaves_something_to_resume(path, holds, 
 
     with contextlib.suppress(Killed):
         save_interrupted(path, survived, Killed())
-    prepare_folder(path.parent.parent, resume=True)
+    assert holds(checkpoint.read_meta(path)["steps"])  # by a reader, who must not touch it
+    checkpoint.recover(path)
     assert holds(checkpoint.read_meta(path)["steps"])
     checkpoint.save(path, {"learner": tree(3)}, {"steps": 3})
     assert holds(3)
+
+
+def test_reader_does_not_touch_a_swap_that_a_run_is_making(path, holds):
+    path.rename(path.with_name(".last.old"))
+    assert holds(1)
+    assert not path.exists()
+
+
+def test_everything_is_synced_before_it_is_swapped_in(path, monkeypatch):
+    synced, written = [], []
+
+    def swap(temporary, target):
+        written.extend(str(file) for file in (temporary, *temporary.rglob("*")))
+
+    monkeypatch.setattr(files, "sync", lambda file: synced.append(str(file)))
+    monkeypatch.setattr(checkpoint, "_replace", swap)
+    checkpoint.save(path, {"learner": tree(2)}, {"steps": 2})
+    assert len(written) > 5 and set(written) <= set(synced)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_what_is_not_finite_is_neither_written_nor_read(path, holds, monkeypatch, bad):
+    broken = {**tree(2), "a": tree(2)["a"].at[3, 4].set(bad)}
+    with pytest.raises(CheckpointError, match=r"not written: learner is not finite \(a\)"):
+        checkpoint.save(path, {"learner": broken}, {"steps": 2})
+    assert holds(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "not_finite", lambda tree: [])
+        checkpoint.save(path, {"learner": broken}, {"steps": 2})
+    with pytest.raises(CheckpointError, match=r"'learner' is not finite \(a\)"):
+        checkpoint.restore(path, "learner", tree(0))
 
 
 # -- damage --------------------------------------------------------------------------------------------------------
@@ -157,7 +191,34 @@ def test_damaged_file_is_noticed_or_harmless(path, damage, differences):
     assert noticed >= 4  # its record, and the files that hold the arrays
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"format": 1'])
+def test_one_flipped_bit_is_refused_or_harmless(path, differences):
+    """In every file of the checkpoint, and 24 times where the numbers lie."""
+    rng = np.random.default_rng(0)
+    files = sorted((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    refused = []
+    for file in [*files, *[files[-1]] * 24]:
+        whole = file.read_bytes()
+        if not whole:
+            continue
+        at, changed = rng.integers(len(whole)), bytearray(whole)
+        changed[at] ^= 1 << rng.integers(8)
+        file.write_bytes(changed)
+        try:
+            assert not differences(checkpoint.restore(path, "learner", tree(0)), tree(1)), (file, at)
+        except CheckpointError:
+            refused.append(file)
+        file.write_bytes(whole)
+    assert refused.count(files[-1]) >= 23
+
+
+def test_record_edited_by_hand_is_refused(path):
+    text = (path / "meta.json").read_text()
+    (path / "meta.json").write_text(text.replace('"steps": 1', '"steps": 2'))
+    with pytest.raises(CheckpointError, match=r"meta\.json was changed after it was written"):
+        checkpoint.read_meta(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1'])
 def test_damaged_record_is_a_checkpoint_error(path, text):
     (path / "meta.json").write_text(text)
     with pytest.raises(CheckpointError, match="damaged"):
@@ -197,7 +258,7 @@ def damaged_run(half_run, tmp_path, second_trainer, monkeypatch):
     def refuse(change):
         record = json.loads(file.read_text())
         change(record)
-        file.write_text(json.dumps(record))
+        checkpoint.write_meta(file.parent, record)
         with pytest.raises(CheckpointError) as refused:
             second_trainer.resume()
         return str(refused.value)
@@ -215,6 +276,13 @@ def test_other_configuration_is_refused_by_field(damaged_run):
     for words in ("num_envs: saved 32, now 16", "base: saved 'zero', now 'jacobian'", "ppo.unroll: saved 4, now 8"):
         assert words in message
     assert "episode_steps" not in message
+
+
+def test_other_ranges_are_refused_with_both_values(damaged_run):
+    def change(record):
+        record["config"]["resolved"]["ranges"]["kp_scale"] = [5, 9]
+
+    assert "resolved.ranges.kp_scale: saved [5, 9], now [0.75, 1.25]" in damaged_run(change)
 
 
 def test_other_observation_layout_is_refused_by_part(damaged_run):
@@ -244,8 +312,8 @@ def test_learner_of_another_shape_is_refused(half_run, tmp_path, second_trainer,
 def test_folder_that_is_not_a_run_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"not a run folder.*config.json"):
         saved_config(tmp_path)
-    with pytest.raises(CheckpointError, match="checkpoints/last is missing"):
-        prepare_folder(tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match=r"not a run folder.*config.json"):
+        open_for_resume(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"base": "jacobian", "gravity": 9}', '{"base": "none"}'])
@@ -253,6 +321,23 @@ def test_damaged_configuration_is_a_checkpoint_error(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         saved_config(tmp_path)
+
+
+def test_resolved_ranges_come_back_whatever_the_file_says_now(tmp_path):
+    file = tmp_path / "my.toml"
+    file.write_text('base = "plain"\nsheet_friction_scale = [0.9, 1.1]\naction_delay = [1, 3]')
+    config = TrainConfig(randomization=str(file)).resolve()
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    before = config.load_randomization()
+    for change in (lambda: file.write_text("sheet_friction_scale = [5, 9]"), file.unlink):
+        change()
+        saved = saved_config(tmp_path)
+        assert saved == config
+        assert saved.load_randomization() == before == saved.resolve().load_randomization()
+        assert before.range("sheet_friction_scale") == (0.9, 1.1) and before.range("kp_scale") == (0.75, 1.25)
+        assert before.name == "my"
+    other = dataclasses.replace(saved, randomization="real")
+    assert other.load_randomization() == load_randomization("real")
 
 
 def test_configuration_comes_back_as_it_was(tiny_config, tmp_path):

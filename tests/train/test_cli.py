@@ -10,10 +10,17 @@ from pathlib import Path
 import imageio.v2 as imageio
 import pytest
 
+from mjx_so101 import PRESETS
+from policies.model import ModelOptions
+from train import checkpoint
 from train.cli import main
-from train.loop import REPORT_SEED
+from train.config import TrainConfig
+from train.loop import REPORT_SEED, Trainer
+from train.policy import load_policy
+from train.run_folder import open_for_resume
 
 ROOT = Path(__file__).resolve().parents[2]
+SERVER = ModelOptions(url="tcp://127.0.0.1:5555")
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +58,7 @@ def randomization(folder, **ranges) -> Path:
         ("trian", ["'trian'", "'train'", "'eval'", "'compare'", "'play'", "'doctor'", "Did you mean 'train'"]),
         ("train --base jacobean", ["base is 'jacobean'", "'zero', 'jacobian', 'oracle'"]),
         ("train --physics bullet", ["physics is 'bullet'", "'native'", "'warp'", "'jax'"]),
-        ("train --preset tpu", ["preset is 'tpu'", "'cpu', 'gpu'"]),
+        ("train --preset tpu", ["preset is 'tpu'", "'cpu', 'gpu', 'gpu-groot', 'seed'"]),
         ("train --sheet-friction wet", ["sheet_friction is 'wet'", "'dry'", "'viscous'"]),
         ("train --gravity 3", ["--gravity"]),
         ("train --num-env 3", ["--num-env"]),
@@ -66,8 +73,21 @@ def randomization(folder, **ranges) -> Path:
         ("train --tolerance 0", ["tolerance is 0"]),
         ("train --tolerance -0.005", ["tolerance is -0.005"]),
         ("train --tolerance nan", ["tolerance is nan"]),
+        ("train --entropy-cost nan", ["entropy_cost is nan", "at least 0"]),
+        ("train --value-cost -1", ["value_cost is -1"]),
+        ("train --residual-cost inf", ["residual_cost is inf"]),
+        ("train --residual-change-cost -0.1", ["residual_change_cost is -0.1"]),
+        ("train --randomization plain+looks", ["'plain+looks' varies how things look", "use 'plain'", "--obs pixels"]),
+        ("eval --base zero --randomization real+looks", ["varies how things look", "table_color", "use 'real'"]),
+        ("eval --base zero --json .", ["--json . is a folder"]),
+        ("eval --base zero --json /proc/x/y.json", ["--json /proc/x/y.json cannot be written"]),
+        ("eval --base zero --video /dev/null", ["--video /dev/null is a file"]),
+        ("play --base zero --out /dev/null/x", ["--out /dev/null/x cannot be written"]),
+        ("compare nowhere --out /proc/x", ["--out /proc/x cannot be written"]),
+        ("train --out /proc/x", ["/proc/x", "cannot be made"]),
         ("train --eval-every 0", ["eval_every is 0"]),
         ("train --stop-at-success 1.5", ["stop_at_success is 1.5"]),
+        ("train --preset gpu-groot", ["--preset gpu-groot", "no GPU", "--preset cpu"]),
         ("train --preset gpu", ["--preset gpu", "no GPU", "--preset cpu", "pip install", "so101 doctor"]),
         ("train --resume nowhere", ["nowhere is not a run folder: there is no such folder"]),
         ("eval", ["nothing to run", "--run", "--base"]),
@@ -144,9 +164,74 @@ def test_checkpoint_of_another_layout_is_refused(refused, copy_of_run):
     file = copy_of_run / "checkpoints" / "best" / "meta.json"
     record = json.loads(file.read_text())
     record["layout"]["state"]["goal_yaw"] = 1
-    file.write_text(json.dumps(record))
+    checkpoint.write_meta(file.parent, record)
     message = refused("eval", "--run", copy_of_run, "--episodes", 2, "--physics", "native")
     assert "another observation layout" in message and "state.goal_yaw: saved 1, now 2" in message
+
+
+def test_looks_in_a_file_are_named_where_nothing_is_drawn(refused, tmp_path):
+    path = randomization(tmp_path, exposure=[-0.5, 0.5], kp_scale=[0.9, 1.1])
+    message = refused("eval", "--base", "zero", "--physics", "native", "--randomization", path)
+    assert "varies how things look (exposure)" in message and "leave it out" in message
+
+
+def test_looks_are_taken_where_something_is_drawn():
+    for config in (TrainConfig(obs="pixels", randomization="plain+looks"), TrainConfig(base="remote", model=SERVER)):
+        config._require_looks_seen(PRESETS["plain+looks"])
+
+
+# -- what a run was trained with counts ------------------------------------------------------------------------------
+def test_resume_with_another_randomization_is_refused_with_both_ranges(refused, copy_of_run, tmp_path):
+    path = randomization(tmp_path, kp_scale=[0.9, 1.1])
+    message = refused("train", "--resume", copy_of_run, "--randomization", path)
+    assert "resolved.ranges.kp_scale: saved [0.75, 1.25], now [0.9, 1.1]" in message
+
+
+def test_edited_randomization_file_counts_for_no_run_but_for_those_that_name_it(copy_of_run, tmp_path):
+    """A run under a file that says something else by now."""
+    path, best = randomization(tmp_path, kp_scale=[2.0, 3.0]), copy_of_run / "checkpoints" / "best"
+    meta = checkpoint.read_meta(best)
+    meta["config"]["randomization"] = meta["config"]["resolved"]["of"] = str(path)
+    meta["config"]["resolved"]["ranges"]["kp_scale"] = [0.9, 1.1]
+    checkpoint.write_meta(best, meta)
+    own = load_policy(copy_of_run, None)
+    assert own.environment(1).task.randomization.range("kp_scale") == (0.9, 1.1)
+    assert "the run's own ranges" in own.randomization
+    named = load_policy(copy_of_run, None, {"randomization": str(path)})
+    assert tuple(named.environment(1).task.randomization.range("kp_scale")) == (2.0, 3.0)
+    assert "own" not in named.randomization
+
+
+def test_edited_configuration_is_mentioned_and_does_not_count(copy_of_run, capsys):
+    file = copy_of_run / "config.json"
+    file.write_text(file.read_text().replace('"alpha": 0.5', '"alpha": 1.0').replace('"steps": 5120', '"steps": 1'))
+    assert load_policy(copy_of_run, None).config.residual.alpha == 0.5
+    said = capsys.readouterr().out
+    assert "residual.alpha: checkpoint 0.5, config.json 1.0" in said and "steps" not in said
+    file.write_text("{}")
+    assert load_policy(copy_of_run, None).config.num_envs == 16
+
+
+def test_run_that_is_trained_is_not_resumed(refused, copy_of_run):
+    with open_for_resume(copy_of_run):
+        assert f"another process trains in {copy_of_run}" in refused("train", "--resume", copy_of_run)
+        assert f"another process trains in {copy_of_run}" in refused("train", "--out", copy_of_run)
+
+
+def test_run_killed_before_its_first_checkpoint_is_begun_anew_by_resume(tiny_flags, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+
+    def die(*_):
+        assert json.loads((run / "config.json").read_text())["num_envs"] == 16
+        raise KeyError("killed")
+
+    monkeypatch.setattr(Trainer, "__init__", die)
+    with pytest.raises(KeyError, match="killed"):
+        main(["train", *tiny_flags, "--out", str(run)])
+    monkeypatch.undo()
+    monkeypatch.setattr(Trainer, "run", lambda self: False)
+    assert interrupted(capsys, "train", "--resume", run) == ""
+    assert (run / "commands.txt").exists()
 
 
 def test_missing_assets_are_named(refused, monkeypatch, tmp_path):

@@ -94,6 +94,17 @@ def test_an_episode_is_the_same_however_many_are_asked_for(evaluator, learner, e
         np.testing.assert_array_equal(getattr(rest, name), getattr(episodes, name)[6:], err_msg=name)
 
 
+def test_every_episode_has_every_figure(episodes):
+    """... one number or row each, and a healthy simulation counts no fault."""
+    figures = {field.name: getattr(episodes, field.name) for field in dataclasses.fields(Episodes)}
+    arrays = {name: value for name, value in figures.items() if isinstance(value, np.ndarray) and name != "qpos"}
+    assert {len(value) for value in arrays.values()} == {8}
+    for fault in ("invalid", "bad_target", "nonfinite", "overflow"):
+        assert arrays[fault].dtype == bool and not arrays[fault].any(), fault
+    assert (0 < episodes.residual).all() and (episodes.residual <= 0.05 * episodes.residual_rms + 1e-6).all()
+    assert 0 < episodes.seconds < 3600
+
+
 def test_episodes_go_on_from_whole_batches_only(evaluator, learner):
     with pytest.raises(ConfigError, match="first is 4; it must be a multiple of the batch, 6"):
         evaluator(learner, 2, 11, first=4)

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from mjx_so101 import CheckpointError, TaskConfig
-from mjx_so101.render import PRESETS
 from policies.base import make_base
 from policies.model import ModelOptions
 from policies.residual import Residual, ResidualConfig
@@ -23,13 +22,14 @@ from train import checkpoint as checkpoints
 from train import config as train_config
 from train import gate, report
 from train.cli import _share_gpu_with_torch, main
-from train.loop import REPORT_SEED, Trainer, saved_config
+from train.loop import REPORT_SEED, Trainer
 from train.policy import Policy
 from train.rollout import BASE, SAMPLE, Roller
+from train.run_folder import saved_config
 
 SHORT = 20
 """Control steps of an evaluation episode, where not the real 400."""
-SMALL = dataclasses.replace(PRESETS["gr00t"], width=64, height=48)
+SMALL = ("--base-width", "64", "--base-height", "48")
 """What the model is shown, where it does not matter; drawn in a tenth of the time."""
 FRACTION = "XLA_CLIENT_MEM_FRACTION"
 TRAIN_FLAGS = [
@@ -53,7 +53,7 @@ TRAIN_FLAGS = [
 ]
 
 
-def so101(*arguments, episode_steps=SHORT, pictures=SMALL) -> SimpleNamespace:
+def so101(*arguments, episode_steps=SHORT) -> SimpleNamespace:
     """Run the command in this process, short and small and without videos of the gate: exit status, out and err."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
@@ -63,7 +63,6 @@ def so101(*arguments, episode_steps=SHORT, pictures=SMALL) -> SimpleNamespace:
     ):
         patch.setenv(FRACTION, "0.2")  # or the command would set it for the rest of the session
         patch.setattr(train_config, "TaskConfig", functools.partial(TaskConfig, episode_steps=episode_steps))
-        patch.setitem(PRESETS, "gr00t", pictures)
         patch.setattr(Policy, "write_video", lambda *_, **__: [])
         try:
             main([str(argument) for argument in arguments])
@@ -88,7 +87,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def groot(checkpoint) -> list[str]:
     """Flags of the base policy."""
-    return ["--base", "groot", "--checkpoint", str(checkpoint), "--physics", "native"]
+    return ["--base", "groot", "--checkpoint", str(checkpoint), "--physics", "native", "--home", "checkpoint", *SMALL]
 
 
 # -- the base alone ------------------------------------------------------------------------------------------------
@@ -112,7 +111,8 @@ def test_eval_reports_three_tolerances(evaluated):
 def gated(groot, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gates") / "gate"
     done = so101(
-        "gate", *groot, "--episodes", 1, "--most-episodes", 1, "--no-video", "--out", folder, pictures=PRESETS["gr00t"]
+        *("gate", *groot, "--base-width", 320, "--base-height", 240),
+        *("--episodes", 1, "--most-episodes", 1, "--no-video", "--out", folder),
     )
     return done, folder
 
@@ -197,7 +197,6 @@ def first_third(trained, tmp_path_factory) -> Trainer:
     """The same run made with a Trainer and left after its first iteration, with a checkpoint."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_config, "TaskConfig", functools.partial(TaskConfig, episode_steps=SHORT))
-        patch.setitem(PRESETS, "gr00t", SMALL)
         trainer = Trainer(saved_config(trained), tmp_path_factory.mktemp("third"))
     trainer.iterate()
     trainer.save("last")
@@ -257,11 +256,12 @@ def test_eval_of_a_run_whose_checkpoint_was_moved(trained, checkpoint, tmp_path)
 
 
 # -- alpha 0 -------------------------------------------------------------------------------------------------------
-def test_alpha_zero_is_the_base_bit_for_bit(checkpoint, make_env, shaken, monkeypatch):
+def test_alpha_zero_is_the_base_bit_for_bit(checkpoint, make_env, shaken):
     """Whatever the residual answers: its learner is shaken, and samples."""
-    monkeypatch.setitem(PRESETS, "gr00t", SMALL)
     env = make_env(2, "plain")
-    base = make_base("groot", env.task, ModelOptions(checkpoint=str(checkpoint)))
+    options = ModelOptions(checkpoint=str(checkpoint), base_width=64, base_height=48, any_start=True)
+    base = make_base("groot", env.task, options)
+    assert "unlike the training data: shoulder_lift" in base.note and base.render_config.width == 64
     residual = Residual(ResidualConfig(alpha=0.0), base.num_features)
     learner = shaken(residual.init(jax.random.PRNGKey(0)), 0.5)
 
@@ -317,6 +317,47 @@ def test_no_gate_needs_force(own_folder):
     done = so101("train", *given, "--gate-episodes", -1, "--force", "--out", own_folder / "run")
     assert done.code == 2 and "episodes is -1" in done.err
     assert not list(own_folder.iterdir())
+
+
+MIDDLE = (0.02, 0.559, -0.28, 0.745, -1.542, 0.044)
+"""Of the states of the tiny checkpoint."""
+
+
+def test_start_pose_is_recorded(trained, evaluated, checkpoint):
+    """As numbers: the checkpoint may change under its name."""
+    config = json.loads((trained / "config.json").read_text())
+    assert config["home"] == pytest.approx(MIDDLE, abs=1e-3)
+    assert evaluated["environment"]["home"] == config["home"]
+    assert (config["model"]["base_width"], config["model"]["base_height"]) == (64, 48)
+
+
+def test_resume_from_another_start_pose_is_refused(first_third, monkeypatch):
+    monkeypatch.setattr(first_third, "config", dataclasses.replace(first_third.config, home="task"))
+    with pytest.raises(CheckpointError, match=r"home: saved \[0\.02.*now 'task'"):
+        first_third.resume()
+
+
+@pytest.mark.parametrize("command", ["train", "train --force --gate-episodes 0", "gate", "eval"])
+def test_start_pose_that_the_checkpoint_never_saw_is_refused(command, checkpoint, own_folder):
+    done = so101(*command.split(), "--base", "groot", "--checkpoint", checkpoint, "--physics", "native", *SMALL)
+    assert done.code == 2
+    for words in ("shoulder_lift starts at -1.100 rad", "wrist_roll", "gripper", "--home checkpoint", "--any-start"):
+        assert words in done.err
+    assert [path for path in own_folder.rglob("*") if path.name != "runs"] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--home chekpoint", "home is 'chekpoint'; give 'task', 'checkpoint' or six angles"),
+        ("--home 0.1 0.2", "one finite angle (rad) for each of the 6 joints"),
+        ("--base-width 4", "base_width is 4; give 16 to 2048 pixels"),
+        ("--base-height 9999", "base_height is 9999; give 16 to 2048 pixels"),
+    ],
+)
+def test_bad_flags_of_a_model_are_named(flags, words, checkpoint, own_folder):
+    done = so101("gate", "--base", "groot", "--checkpoint", checkpoint, "--physics", "native", *flags.split())
+    assert done.code == 2 and words in done.err.replace("\u2502 ", "").replace("  ", " ")
 
 
 # -- memory of the GPU ---------------------------------------------------------------------------------------------

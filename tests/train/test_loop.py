@@ -1,6 +1,7 @@
 """Training: repeatable, resumable bit for bit, stopped cleanly by signals, and logged."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -14,9 +15,12 @@ import numpy as np
 import pytest
 
 from mjx_so101 import CheckpointError, HealthError
+from mjx_so101.errors import Interrupted
 from train import checkpoint, report
 from train.cli import main
-from train.loop import Trainer, saved_config
+from train.evaluate import Evaluator
+from train.loop import Trainer
+from train.run_folder import saved_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -119,9 +123,9 @@ def quick(resumed, tmp_path, monkeypatch):
 
     class Summary:
         def summary(self):
-            value = next(rates)
+            value = next(rates, 0.5)
             entry = {"rate": value, "low": 0.0, "high": 1.0, "median_steps": None}
-            return {"success": {"5": entry, "10": entry, "20": {**entry, "rate": 1.0}}, "seconds": next(seconds)}
+            return {"success": {"5": entry, "10": entry, "20": {**entry, "rate": 1.0}}, "seconds": next(seconds, 1.0)}
 
     def iterate():
         trainer.steps += 128
@@ -168,6 +172,102 @@ def test_run_stops_at_the_success_asked_for(quick, monkeypatch):
 def test_run_that_did_all_its_steps_says_so(quick):
     assert quick.run(progress=False)
     assert quick.ended == "All 640 steps are done."
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing is done after it."""
+
+
+def log_of(run) -> list[tuple[str, int]]:
+    return [(r["kind"], r["steps"]) for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
+
+
+WHOLE_LOG = [("evaluation", 0), ("train", 128), ("train", 256), ("evaluation", 256), ("train", 384),
+             ("evaluation", 384), ("train", 512), ("evaluation", 512), ("train", 640), ("evaluation", 640)]  # fmt: skip
+
+
+@pytest.mark.parametrize("kill_at", range(1, 11))
+def test_run_killed_before_any_write_loses_at_most_an_interval(quick, monkeypatch, kill_at):
+    """Before its first, second, ... checkpoint. What is evaluated again may turn out otherwise, as on a GPU: here
+    worse. The best score then stays with its learner."""
+    save, calls = quick.save, []
+
+    def killed(name, **options):
+        calls.append((name, quick.steps))
+        if len(calls) == kill_at:
+            raise Killed
+        save(name, **options)
+
+    monkeypatch.setattr(quick, "save", killed)
+    with pytest.raises(Killed):
+        quick.run(progress=False)
+    monkeypatch.setattr(quick, "save", save)
+    reached, last = quick.steps, quick.out / "checkpoints" / "last"
+    monkeypatch.setattr(quick, "best", 99.0)  # nothing of the dead process is left
+    if last.exists():
+        quick.resume()
+        assert reached - quick.steps <= 256
+    else:
+        assert calls == [("last", 0)]
+        monkeypatch.setattr(quick, "best", -1.0)
+    best = quick.out / "checkpoints" / "best"
+    before = checkpoint.read_meta(best) if best.exists() else {"best": -1.0, "steps": 0}
+    assert quick.best == before["best"]
+    assert quick.run(progress=False)
+    assert log_of(quick.out) == WHOLE_LOG
+    assert [record["steps"] for record in quick.evaluations] == [0, 256, 384, 512, 640]
+    after = checkpoint.read_meta(best)
+    assert after["best"] >= before["best"]
+    if before["steps"] == 256:  # the best of all was found and written before
+        assert (after["steps"], after["best"]) == (256, before["best"])
+
+
+def test_damaged_best_checkpoint_is_refused_before_the_training_goes_on(quick):
+    assert quick.run(progress=False)
+    files = [file for file in (quick.out / "checkpoints" / "best").rglob("*") if file.is_file()]
+    data = max(files, key=lambda file: file.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"best is damaged.*learner"):
+        quick.resume()
+
+
+def test_sigterm_in_an_evaluation_saves_at_once_and_evaluates_again_after_the_resume(
+    quick, resumed, monkeypatch, saved_state, current_state, differences
+):
+    """The evaluation is a real one, of 400 control steps; the signal comes in its fifth."""
+    evaluator = Evaluator(quick.eval_env, quick.base, quick.residual)
+    made_up, step, calls = quick.evaluator, quick.eval_env.physics.step, []
+
+    def interrupted(*arguments):
+        calls.append(quick.steps)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(quick.eval_env.physics, "step", interrupted)
+    monkeypatch.setattr(quick, "evaluator", lambda *args: (evaluator if quick.steps == 256 else made_up)(*args))
+    evaluator.stopped = lambda: bool(quick.stop)
+    assert not quick.run(progress=False)
+    assert calls == [256] * 5
+    meta = checkpoint.read_meta(quick.out / "checkpoints" / "last")
+    assert meta["steps"] == 256 and [record["steps"] for record in meta["evaluations"]] == [0]
+    assert not differences(saved_state(quick.out), current_state(quick))
+    monkeypatch.setattr(quick, "evaluator", made_up)
+    quick.resume()
+    assert quick.run(progress=False)
+    assert log_of(quick.out) == WHOLE_LOG
+
+
+def test_rollout_that_is_interrupted_changes_nothing(resumed, current_state, differences, monkeypatch):
+    trainer, asked = resumed[0], iter([False] * 5 + [True])
+    before, steps = current_state(trainer), trainer.steps
+    monkeypatch.setattr(trainer.roller, "stopped", lambda: next(asked))
+    with pytest.raises(Interrupted):
+        trainer.iterate()
+    assert not differences(before, current_state(trainer))
+    assert trainer.steps == steps
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])

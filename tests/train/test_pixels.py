@@ -326,8 +326,8 @@ def test_checkpoint_of_another_observation_is_refused(tmp_path, saved, now):
     best = tmp_path / "checkpoints" / "best"
     best.mkdir(parents=True)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    meta = {"format": checkpoint.FORMAT, "layout": config.make_residual(0).layout}
-    (best / "meta.json").write_text(json.dumps(meta))
+    meta = {"format": checkpoint.FORMAT, "config": config.to_dict(), "layout": config.make_residual(0).layout}
+    checkpoint.write_meta(best, meta)
     with pytest.raises(CheckpointError, match=r"another observation layout.*pixels\.top") as refused:
         load_policy(tmp_path, None, {"obs": now})
     assert "state.goal_vector: saved " + ("2, now None" if saved == "state" else "None, now 2") in str(refused.value)

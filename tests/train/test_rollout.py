@@ -1,6 +1,7 @@
 """The rollout: the base policy bit for bit at alpha 0, bootstrapped time-outs, reward terms, and what is stored."""
 
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from mjx_so101 import ConfigError, TaskConfig
+from mjx_so101.errors import Interrupted
 from policies.base import make_base
 from policies.residual import Residual, ResidualConfig, critic_vector
 from train.rollout import BASE, MEAN, NOISE, SAMPLE, Mix, ResidualCosts, Roller
@@ -306,3 +308,31 @@ def test_a_nan_of_the_base_stays_in_its_environment(make_env):
     np.testing.assert_array_equal(sound, ~bad)
     assert np.isfinite(result.reward).all()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.last))
+
+
+# -- stopped -------------------------------------------------------------------------------------------------------
+def in_pieces(auto_reset, asked):
+    """A Roller of which only what `_roll_in_pieces` needs is there; its scans are counted and give their steps."""
+    roller = object.__new__(Roller)
+    roller.env, roller.mix, roller.stopped = SimpleNamespace(auto_reset=auto_reset), None, asked
+    roller._scan = lambda learner, carry, mix, steps: (carry + steps, {"step": carry + jnp.arange(steps)})
+    return roller
+
+
+@pytest.mark.parametrize(("steps", "asks"), [(20, 0), (120, 3), (100, 2)])
+def test_jitted_evaluation_is_asked_to_stop_between_pieces_and_gives_the_whole(steps, asks):
+    asked = []
+    end, kept = in_pieces(False, lambda: asked.append(1))._roll_in_pieces(None, 0, steps)
+    assert (end, len(asked)) == (steps, asks)
+    np.testing.assert_array_equal(kept["step"], np.arange(steps))
+
+
+def test_jitted_evaluation_stops_between_pieces():
+    answers = iter([False, True])
+    with pytest.raises(Interrupted):
+        in_pieces(False, lambda: next(answers))._roll_in_pieces(None, 0, 400)
+
+
+def test_jitted_training_is_never_interrupted():
+    """Its carry is used up: there would be nothing left to save."""
+    assert in_pieces(True, lambda: True)._roll_in_pieces(None, 0, 120)[0] == 120
