@@ -50,7 +50,7 @@ class Figure:
 FIGURES: dict[str, Figure] = {
     "cpu_state_fps": Figure("bench.fps --targets random jacobian --physics native --num-envs 256 1024", 6, cpu=True),
     "cpu_train": Figure("bench.train --seeds 0 --folder {runs} -- --preset cpu", 10, cpu=True),
-    "cpu_eval_repeat": Figure("bench.repeat --episodes 512 --num-envs 128", 10, cpu=True),
+    "cpu_eval_repeat": Figure("bench.repeat --episodes 512", 10, cpu=True),
     "h100_state_fps": Figure("bench.fps --targets random jacobian --physics warp --num-envs 4096 16384 65536", 8),
     "h100_train": Figure("bench.train --seeds 0 1 2 --folder {runs} -- --preset gpu"),
     "h100_train_real": Figure("bench.train --seeds 0 --folder {runs} -- --preset gpu --randomization real"),

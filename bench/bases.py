@@ -43,7 +43,7 @@ def main(config: BasesConfig) -> None:
             for randomization in config.randomizations:
                 overrides = {"randomization": randomization, "sheet_friction": friction, "physics": config.physics}
                 policy = load_policy(None, base, overrides)
-                env = policy.environment(min(config.episodes, 1024))
+                env = policy.environment(policy.config.evaluation_batch())
                 evaluator = Evaluator(env, policy.base, policy.residual)
                 summary = evaluator(policy.learner, config.episodes, config.seed).summary()
                 rows.append({"base": base, "randomization": randomization, "sheet_friction": friction, **summary})

@@ -25,7 +25,7 @@ import tyro
 from bench.record import figure, write_record
 from mjx_so101 import ConfigError, SO101Error
 from policies.base import make_base
-from policies.residual import Learner, Residual
+from policies.residual import Learner
 from train.config import TrainConfig
 from train.evaluate import Episodes, Evaluator
 from train.loop import REPORT_SEED
@@ -48,13 +48,11 @@ class RepeatConfig:
     physics: str = "auto"
     episodes: int = 1024
     repeats: int = 5
-    num_envs: int = 1024
-    """Environments that run at once."""
     seed: int = REPORT_SEED
     out: Path = Path("repeat.json")
 
     def __post_init__(self) -> None:
-        for name, least in (("episodes", 1), ("num_envs", 1), ("repeats", 2)):
+        for name, least in (("episodes", 1), ("repeats", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         if not 0 <= self.shake < float("inf"):
@@ -75,7 +73,7 @@ def policy_of(config: RepeatConfig) -> Policy:
         return load_policy(config.run, None, {"physics": config.physics})
     train = TrainConfig(base=config.base, randomization=config.randomization, physics=config.physics)
     base = make_base(config.base, train.environment(1, training=False).task)
-    residual = Residual(train.residual, base.num_features)
+    residual = train.make_residual(base.num_features)
     learner = shaken(residual.init(jax.random.PRNGKey(0)), config.shake)
     return Policy(f"{config.base}, shaken residual", train, (0.005, 0.010, 0.020), base, residual, learner)
 
@@ -97,8 +95,8 @@ def differences(repeats: list[Episodes]) -> dict[str, Any]:
 def main(config: RepeatConfig) -> dict[str, Any]:
     """Evaluate, print what differs and write the JSON."""
     policy = policy_of(config)
-    env = policy.environment(min(config.num_envs, config.episodes))
-    evaluator = Evaluator(env, policy.base, policy.residual)
+    env = policy.environment(policy.config.evaluation_batch())
+    evaluator = Evaluator(env, policy.base, policy.residual, blind=policy.config.blind)
     repeats = [evaluator(policy.learner, config.episodes, config.seed) for _ in range(config.repeats)]
     found = differences(repeats)
     residual = repeats[0].summary()["mean_residual_rad"]

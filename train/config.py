@@ -52,7 +52,7 @@ class TrainConfig:
     tolerance: float = 0.005
     """Success tolerance (m) that training rewards."""
     stop_at_success: float = 0.97
-    """Stop early once this success rate is reached on the selection episodes (at the training tolerance)."""
+    """Stop early once this rate of success at the end of the selection episodes is reached, at `tolerance`."""
     eval_every: float = 0.125
     """Evaluate and checkpoint each time this share of the steps is done."""
     eval_episodes: int = 128
@@ -255,7 +255,7 @@ PRESETS: dict[str, TrainConfig] = {
         report_episodes=1024,
         stop_at_success=0.99,
         residual=ResidualConfig(initial_std=0.3),
-        ppo=PPOConfig(unroll=16, minibatches=16, learning_rate=5e-4, final_learning_rate=5e-4),
+        ppo=PPOConfig(unroll=16, minibatches=32, learning_rate=5e-4, final_learning_rate=1e-4),
     ),
     # A model of three billion parameters gives some thousand control steps a second: few steps, each used often, and
     # few episodes in evaluations. 128 iterations of 512 x 16 steps.

@@ -106,11 +106,11 @@ class Trainer:
         return {**_summarize(seen), **losses}
 
     def evaluate(self) -> dict[str, Any]:
-        """Mean-action success on the selection episodes; keeps the best learner."""
+        """Mean-action success at the end of the selection episodes; keeps the best learner."""
         summary = self.evaluator(self.learner, self.config.eval_episodes, SELECTION_SEED).summary()
         self._count_evaluation(summary["seconds"])
-        rate = self._training_success(summary)
-        looser = sum(entry["rate"] for entry in summary["success"].values())
+        rate = self._training_success(summary["success_at_end"])
+        looser = sum(entry["rate"] for entry in summary["success_at_end"].values())
         score = rate + 1e-3 * looser  # among equals the one that is better at the other tolerances wins
         record = {**summary, "steps": self.steps, "wall_seconds": self.wall_seconds, "rate": rate}
         self.evaluations.append(record)
@@ -130,11 +130,11 @@ class Trainer:
         else:
             self.seconds["evaluation"] += seconds
 
-    def _training_success(self, summary: dict[str, Any]) -> float:
-        """Success at the training tolerance, or at the smallest reported one that is not tighter."""
+    def _training_success(self, success: dict[str, dict[str, float]]) -> float:
+        """Rate at the training tolerance, or at the smallest reported one that is not tighter."""
         mm = 1000 * self.config.tolerance
-        keys = sorted(summary["success"], key=float)
-        return summary["success"][next((k for k in keys if float(k) >= mm - 1e-9), keys[-1])]["rate"]
+        keys = sorted(success, key=float)
+        return success[next((k for k in keys if float(k) >= mm - 1e-9), keys[-1])]["rate"]
 
     def best_learner(self) -> Learner:
         """The learner of checkpoint `best`."""

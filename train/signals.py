@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE_S = 4.0
 """How long a `Stop` that has nothing to save may take to answer: it may be in a compilation, which cannot be left."""
+AT_ONCE = "Stopped at once; the checkpoint before counts."
 _last_words = "Stopped."
 
 
@@ -53,7 +54,7 @@ class Stop:
         if self._count == 1:
             _say(f"\n{name}: saving after this step; once more stops without saving ...")
         elif self._count > 2:
-            _end(130)
+            _end(130, AT_ONCE)
         elif self._held:
             _say(f"{name}: still saving; once more stops at once ...")
         else:
@@ -110,7 +111,9 @@ def _watch(reader: int) -> None:
         stop = _listening
         if stop is None:  # it has answered
             count, since = 0, 0.0
-        elif count > 2 or (time.monotonic() - since > GRACE_S and stop.may_end):
+        elif count > 2:
+            _end(130, AT_ONCE)
+        elif time.monotonic() - since > GRACE_S and stop.may_end:
             _end(130)
     os.close(reader)
 
@@ -131,11 +134,11 @@ def said_last() -> str:
     return f"\n{_last_words}"
 
 
-def _end(status: int) -> None:
+def _end(status: int, words: str | None = None) -> None:
     flush = threading.Thread(target=sys.stdout.flush, daemon=True)  # which may wait for the thread that is to end
     flush.start()
     flush.join(2.0)
-    _say(said_last())
+    _say(f"\n{words}" if words else said_last())
     os._exit(status)
 
 

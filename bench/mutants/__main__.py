@@ -121,8 +121,10 @@ def _report(config: Report) -> None:
         print(f"survived: {mutant['name']} {mutant['diff']}")
     for path, row in {**found["modules"], "all": found["total"]}.items():
         print(f"{row['score']:.1%} ({row['low']:.1%} to {row['high']:.1%}) of {row['mutants']} mutants: {path}")
-    details = {"seeds": [document["seed"]], "conditions": {"tool": document["tool"]}, **found}
-    _record(config.out, "mutation_score", found["total"]["score"], **details)
+    if config.out:
+        total = found["total"]
+        headline = [figure("mutation_score", total["score"], "fraction", low=total["low"], high=total["high"])]
+        write_record(config.out, headline, seeds=[document["seed"]], conditions={"tool": document["tool"]}, **found)
 
 
 def _named(config: Named) -> None:
@@ -134,8 +136,8 @@ def _named(config: Named) -> None:
     print(f"{caught} of {len(rows)} named mutants are caught.")
     if any(row["outcome"] == "not run" for row in rows):
         print("Some have not run yet: give the same command again.")
-    else:
-        _record(config.out, "mutants_caught", caught / len(rows), rows=rows)
+    elif config.out:
+        write_record(config.out, [figure("mutants_caught", caught / len(rows), "fraction")], rows=rows)
 
 
 def part(text: str) -> slice:
@@ -144,11 +146,6 @@ def part(text: str) -> slice:
     if not (first.isdecimal() and parts.isdecimal() and 1 <= int(first) <= int(parts)):
         raise ConfigError(f"part is {text!r}; give I/N with I from 1 to N, as in 1/4.")
     return slice(int(first) - 1, None, int(parts))
-
-
-def _record(out: Path | None, name: str, value: float, **details) -> None:
-    if out is not None:
-        write_record(out, [figure(name, value, "fraction")], **details)
 
 
 if __name__ == "__main__":

@@ -18,19 +18,25 @@ TESTS: dict[str, Groups] = {
         ("tests/train/test_rollout.py", "tests/train/test_evaluate.py"),
     ),
     "train/rollout.py": (
-        ("tests/train/test_rollout_parts.py", "tests/train/test_rollout.py"),
+        ("tests/train/test_rollout_parts.py",),
+        ("tests/train/test_rollout.py",),
         ("tests/train/test_evaluate.py", "tests/train/test_residual.py"),
         ("tests/policies/test_chunked.py",),
         ("tests/train/test_ppo.py", "tests/train/test_pixels.py"),
     ),
-    "policies/chunks.py": (("tests/policies/test_chunks.py",), ("tests/policies/test_chunked.py",)),
+    "policies/chunks.py": (
+        ("tests/policies/test_chunks.py",),
+        ("tests/policies/test_chunked_inputs.py",),
+        ("tests/policies/test_chunked.py",),
+    ),
     "policies/groot/processor.py": (
         ("tests/groot/test_groot_processor.py",),
         ("tests/groot/test_groot_parity.py", "tests/groot/test_groot_policy.py"),
         ("tests/groot/test_groot_loader.py",),
     ),
     "train/evaluate.py": (
-        ("tests/train/test_rollout_parts.py", "tests/train/test_evaluate.py"),
+        ("tests/train/test_evaluate_parts.py", "tests/train/test_rollout_parts.py"),
+        ("tests/train/test_evaluate.py",),
         ("tests/train/test_gate.py", "tests/train/test_report.py"),
     ),
 }

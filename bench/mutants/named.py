@@ -22,7 +22,7 @@ class Mistake(NamedTuple):
     tests: Groups
 
 
-CHUNKED: Groups = (("tests/policies/test_chunked.py",),)
+CHUNKED: Groups = (("tests/policies/test_chunked_inputs.py",), ("tests/policies/test_chunked.py",))
 ROLLOUT: Groups = (("tests/train/test_rollout.py",),)
 
 MISTAKES = (
@@ -36,8 +36,8 @@ MISTAKES = (
     Mistake(
         "sensor_of_one_environment_for_a_pass",
         "policies/chunked.py",
-        "params = jax.tree.map(lambda x: x[envs], state.params)",
-        "params = jax.tree.map(lambda x: x[jnp.full_like(envs, envs[0])], state.params)",
+        "    params, keys = jax.tree.map(lambda x: x[envs], (state.params, state.key))",
+        "    params, keys = jax.tree.map(lambda x: x[jnp.full_like(envs, envs[0])], (state.params, state.key))",
         CHUNKED,
     ),
     Mistake(
@@ -87,8 +87,8 @@ MISTAKES = (
     Mistake(
         "resume_forgets_the_best_score",
         "train/loop.py",
-        'self.steps, self.best = meta["steps"], meta["best"]',
-        'self.steps, self.best = meta["steps"], -1.0',
+        '            self.best = checkpoint.read_meta(best)["best"]',
+        "            self.best = -1.0",
         (("tests/train/test_checkpoint.py",), ("tests/train/test_loop.py",)),
     ),
     Mistake(

@@ -6,16 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from bench.record import checksum
 from mjx_so101 import ConfigError
 from mjx_so101.render import PRESETS
 
 PHASES = ("inference", "loop", "recovery", "train")
 NAMES = {
-    "h_groot_inferences_per_s": "inferences/s",
-    "h_groot_loop_steps_per_s": "control steps/s",
-    "h_groot_loop_share_not_groot": "1",
-    "h_image_recovery_ratio": "1",
-    "h_groot_train_steps_per_s": "control steps/s",
+    "cpu_groot_inferences_per_s": "inferences/s",
+    "cpu_groot_loop_steps_per_s": "control steps/s",
+    "cpu_groot_loop_share_not_groot": "1",
+    "cpu_image_recovery_ratio": "1",
+    "cpu_groot_train_steps_per_s": "control steps/s",
 }
 
 
@@ -44,7 +45,7 @@ def record(bench, folder) -> dict:
     small = dataclasses.replace(PRESETS["gr00t"], width=64, height=48)
     out = folder / "new" / "result.json"
     sizes = {"num_envs": 4, "micro_batch": (1,), "horizon": 4, "steps": 2, "unroll": 2}
-    config = bench.GrootBenchConfig(prefix="h", size="tiny", folder=folder / "tiny", phases=PHASES, out=out, **sizes)
+    config = bench.GrootBenchConfig(size="tiny", folder=folder / "tiny", phases=PHASES, out=out, **sizes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "gr00t", small)
         bench.main(config)
@@ -55,11 +56,12 @@ def test_headline_names_every_phase(record):
     assert {figure["name"]: figure["unit"] for figure in record["headline"]} == NAMES
     values = {figure["name"]: figure["value"] for figure in record["headline"]}
     assert all(value > 0 for value in values.values()), values
-    assert values["h_groot_loop_share_not_groot"] < 1
+    assert values["cpu_groot_loop_share_not_groot"] < 1
 
 
 def test_record_says_where_it_comes_from(record, folder):
-    assert set(record) == {"headline", "command", "commit", "device", "versions", "model", "exchange", *PHASES}
+    assert {"headline", "command", "commit", "device", "versions", "model", "exchange", *PHASES} <= set(record)
+    assert record["conditions"]["weights"] == "random, tiny" and record["checksum"] == checksum(record)
     model = record["model"]
     assert (model["checkpoint"], model["cameras"]) == (str(folder / "tiny"), ["top", "wrist"])
     assert (model["device"], model["dtype"], model["micro_batch"]) == ("cpu", "float32", 1)

@@ -42,8 +42,8 @@ def test_shaken_residual_acts():
 def test_repeats_are_evaluated_and_recorded(monkeypatch, tmp_path):
     calls = []
 
-    def evaluator(env, base, residual):
-        assert (env.num_envs, env.physics.name, base.name) == (2, "native", "zero")
+    def evaluator(env, base, residual, blind):
+        assert (env.num_envs, env.physics.name, base.name, blind) == (128, "native", "zero", False)
 
         def evaluate(learner, count, seed):
             calls.append((count, seed))

@@ -170,6 +170,15 @@ def test_a_chunk_that_is_used_up_gives_its_last_action_again(limit):
         assert buffers.position[0] == limit and bool(buffers.used_up[0])
 
 
+def test_an_index_outside_of_a_chunk_means_its_first_or_last_action():
+    targets = jnp.arange(2 * LENGTH * 6.0).reshape(2, LENGTH, 6)
+    buffers = chunks.store(chunks.no_chunks(2, LENGTH), jnp.arange(2), targets, jnp.array([LENGTH, LENGTH]))
+    for index, inside in ((-1, 0), (0, 0), (LENGTH - 1, LENGTH - 1), (LENGTH, LENGTH - 1)):
+        np.testing.assert_array_equal(
+            chunks.action(buffers, jnp.array([index, 3])), [targets[0, inside], targets[1, 3]]
+        )
+
+
 def test_no_index_reaches_beyond_a_chunk():
     buffers = chunks.no_chunks(2, LENGTH)
     _, target = chunks.execute(buffers)  # nothing was ever stored

@@ -175,7 +175,7 @@ def test_one_control_step_from_the_same_state_ends_the_same(backend, environment
     if backend == "native":
         pytest.skip("compared with itself")
     env, worst = environment(physics=backend), []
-    for before, after, target in zip(native_states, native_states[1:], commands, strict=False):
+    for before, after, target in list(zip(native_states, native_states[1:], commands, strict=False))[::3]:
         got, _ = env.step(before, jnp.asarray(target, jnp.float32))
         worst.append(np.abs(got.physics.qpos - after.physics.qpos).max(1))
     worst = np.stack(worst)
@@ -213,25 +213,24 @@ def set_state(model, data, physics, env, warm=True):
 
 @pytest.mark.parametrize("physics", ["warp", pytest.param("jax", marks=pytest.mark.slow)])
 def test_mjx_begins_with_the_warm_start_it_is_given(physics, native_states, commands):
-    """Three Newton iterations do not converge at an edge, so that one substep tells where they began."""
+    """Three Newton iterations do not always converge, so that one substep tells where they began."""
     model = load_model(SceneConfig(visual=False, solver_iterations=3))
-    backend = make_physics(physics, model, len(commands))
-    edge = NAMES.index("edge-pull")
-    states = jax.tree.map(
-        lambda *leaves: jnp.stack([jnp.asarray(leaf)[edge] for leaf in leaves]),
-        *[state.physics for state in native_states[:-1]],
-    )
-    ctrl = jnp.asarray(commands[:, edge], jnp.float32)
+    before = np.concatenate([commands[:1], commands[:-1]])
+    ctrl = jnp.asarray(before + (commands - before) / SUBSTEPS, jnp.float32)[:, :3].reshape(-1, 6)
+    rows = [jax.tree.map(lambda leaf: leaf[:3], state.physics) for state in native_states[:-1]]
+    states = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
+    backend = make_physics(physics, model, len(ctrl))
     got = np.asarray(jax.jit(backend.step)(states, {}, ctrl[:, None]).warmstart)
-    single = copy.copy(model)
-    single.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
-    data, truth = mujoco.MjData(single), np.zeros((2, *got.shape))
+
+    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
+    data, truth = mujoco.MjData(model), np.zeros((2, *got.shape))
     for warm in (0, 1):
-        for row in range(len(commands)):
-            set_state(single, data, states, row, warm)
+        for row in range(len(ctrl)):
+            set_state(model, data, states, row, warm)
             data.ctrl[:] = ctrl[row]
-            mujoco.mj_step(single, data)
+            mujoco.mj_step(model, data)
             truth[warm, row] = data.qacc_warmstart
-    tells = np.abs(truth[1] - truth[0]).max(1) > 2  # m/s2 or rad/s2
+    cold = np.abs(truth[0] - truth[1]).max(1)
+    tells = cold > 1  # m/s2 or rad/s2
     assert tells.sum() >= 4
-    assert np.abs(got - truth[1]).max(1)[tells].max() < 1
+    assert np.median(np.abs(got - truth[1]).max(1)[tells]) < 0.1 * np.median(cold[tells])

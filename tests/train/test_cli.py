@@ -434,6 +434,7 @@ cli.main(sys.argv[1:])
 
 
 @pytest.mark.skipif(not (find_library("EGL") or find_library("OSMesa")), reason="needs a library that draws")
+@pytest.mark.slow
 def test_play_without_a_display_writes_videos_and_says_so(own_folder):
     """In a process of its own, with no hint as to how to draw: the command has to find out."""
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "MUJOCO_GL")}

@@ -72,6 +72,7 @@ def test_pictures_are_of_the_state_acted_in(roller, rolled, learner):
     assert transition.vectors["state"].shape[2] == roller.residual.sizes["state"]
 
 
+@pytest.mark.slow
 def test_alpha_zero_is_the_base_policy_bit_for_bit(roller, learner):
     still = copy_with_authority(roller, 0.0)
     begin = roller.start(KEY)
@@ -92,6 +93,7 @@ def test_residual_from_pixels_moves_the_arm(roller, rolled, learner):
     assert np.abs(rolled[0].state.physics.qpos - without.state.physics.qpos)[:, :6].max(1).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_an_update_by_calls_is_the_update_in_a_loop(roller, rolled, learner):
     """A CPU makes a call for each minibatch, because XLA is slow at convolutions inside a loop there."""
     carry, transition = rolled

@@ -94,7 +94,7 @@ def test_third_ctrl_c_ends_a_save_that_hangs(started):
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
     _, said = process.communicate(timeout=10)
-    assert process.returncode == 130 and "Traceback" not in said
+    assert process.returncode == 130 and "Stopped at once" in said and "Traceback" not in said
 
 
 def test_stop_that_waits_in_c_with_nothing_to_save_ends_within_seconds(started):
