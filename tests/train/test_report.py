@@ -122,7 +122,7 @@ def test_report_says_how_its_numbers_came_to_be(tiny_run, tiny_report, tiny_flag
     assert re.fullmatch("[0-9a-f]{40}|unknown", tiny_report["commit"]) and "dirty" in tiny_report
     assert tiny_report["device"] == provenance.device()
     assert tiny_report["versions"] == provenance.versions()
-    assert tiny_report["config"] == tiny_config.to_dict()  # what the flags mean
+    assert tiny_report["config"] == tiny_config.resolve().to_dict()  # what the flags mean
     assert tiny_report["environment"]["physics"] == "native"
     assert tiny_report["environment"]["randomization"]["name"] == "plain"
     assert tiny_report["environment"]["sheet_friction"] == "dry"
