@@ -146,7 +146,8 @@ def _train_in(folder: RunFolder, config: TrainConfig, resume: bool, gate_episode
     from mjx_so101.errors import SO101Error
     from policies.base import SCRIPTED
     from train.loop import Trainer
-    from train.report import command, write_report
+    from train.provenance import command
+    from train.report import write_report
 
     out, begun = folder.path, folder.begun
     try:
