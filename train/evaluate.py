@@ -17,7 +17,7 @@ from mjx_so101.errors import ConfigError
 from mjx_so101.task import State
 from policies.base import BasePolicy
 from policies.residual import Learner, Residual
-from train.rollout import MEAN, Pending, Roller
+from train.rollout import MEAN, Pending, Roller, Transition
 from train.statistics import wilson_interval
 
 
@@ -103,8 +103,7 @@ class Evaluator:
         self.env = env
 
         def keep(pending, transition, result):
-            del transition
-            return {**_keep(pending, result), "more": more(pending, result) if more else {}}
+            return {**_keep(pending, transition, result), "more": more(pending, result) if more else {}}
 
         self._roller = Roller(env, base, residual, keep, mode=mode, noise=noise, blind=blind)
         self.base = self._roller.base
@@ -178,8 +177,9 @@ def joined(parts: Sequence[Episodes], count: int) -> Episodes:
     return Episodes(**values, tolerances=parts[0].tolerances, seconds=seconds, qpos=qpos, more=more)
 
 
-def _keep(pending: Pending, result: StepResult) -> dict[str, jax.Array]:
+def _keep(pending: Pending, transition: Transition, result: StepResult) -> dict[str, jax.Array]:
     """What an evaluation keeps of each control step, each [env, ...]."""
+    del transition
     task_reward = sum(v for k, v in result.terms.items() if not k.startswith("residual_"))
     return {
         "reward": jnp.where(result.last.succeeded[:, 0] & ~result.success, 0.0, task_reward),

@@ -105,12 +105,12 @@ def randomization(folder, **ranges) -> Path:
         ("eval --run nowhere", ["nowhere", "not a run folder"]),
         ("eval --base zero --episodes 0", ["episodes is 0"]),
         ("eval --base zero --episodes -2", ["episodes is -2"]),
-        ("eval --base zero --episodes 2 --num-envs 0", ["num_envs is 0"]),
+        ("eval --base zero --episodes 2 --eval-batch -1", ["eval_batch is -1"]),
         ("eval --base zero --action median --episodes 2", ["action is 'median'", "'mean', 'sample'"]),
         ("eval --base zero --tolerance-mm 5 0 --episodes 2", ["tolerance"]),
         ("eval --base zero --tolerance-mm -5 --episodes 2", ["tolerance_mm", "-5"]),
         ("eval --base zero --tolerance-mm nan --episodes 2", ["tolerance"]),
-        ("eval --base zero --episodes 4 --num-envs 4 --tolerance-mm", ["tolerance"]),
+        ("eval --base zero --episodes 4 --eval-batch 4 --tolerance-mm", ["tolerance"]),
         ("eval --base zero --randomization rela --episodes 2", ["'rela'", "Did you mean 'real'"]),
         ("eval --base zero --physics bullet", ["physics is 'bullet'"]),
         ("compare", ["run"]),
@@ -269,7 +269,7 @@ def test_every_field_is_a_flag_with_its_documentation(capsys):
 
 # -- eval ----------------------------------------------------------------------------------------------------------
 def test_eval_prints_nothing_but_json(capsys, read_json):
-    few = ["--physics", "native", "--episodes", "4", "--num-envs", "4"]
+    few = ["--physics", "native", "--episodes", "4", "--eval-batch", "4"]
     main(["eval", "--base", "zero", *few, "--tolerance-mm", "5", "10", "20", "--json", "-"])
     record = read_json(capsys.readouterr().out)
     assert record["episodes"] == 4
