@@ -45,8 +45,9 @@ class Log:
     def evaluation(self, record: dict[str, Any]) -> None:
         """Log an evaluation."""
         self._write({"kind": "evaluation", **record})
-        for tolerance, entry in record["success"].items():
-            self._board.add_scalar(f"evaluation/success_{tolerance}mm", entry["rate"], record["steps"])
+        for name in ("success", "success_at_end"):
+            for tolerance, entry in record[name].items():
+                self._board.add_scalar(f"evaluation/{name}_{tolerance}mm", entry["rate"], record["steps"])
 
     def sync(self) -> None:
         """Wait until all of it is on the disk, so that no checkpoint knows of more than the log."""

@@ -70,7 +70,7 @@ def saw(config: TrainConfig, base: BasePolicy) -> dict[str, list[str]]:
         actor.append("blank pictures" if config.blind else "pictures")
     else:
         actor.append("sheet_pose")
-    if not config.privileged_base:
+    if not config.privileged_base and config.obs != "state25":
         actor.append("base_plan")
     return {"actor": actor, "base": list(base.sees), "critic": ["joints", "sheet_pose", "base_plan", "parameters"]}
 

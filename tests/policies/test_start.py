@@ -142,7 +142,7 @@ def test_bad_home(home, message):
 
 def test_home_of_a_checkpoint_needs_one():
     config = TrainConfig(base="remote", home="checkpoint", model=ModelOptions(url="tcp://127.0.0.1:5555"))
-    for ask in (config.resolved, lambda: config.task_config(training=False)):
+    for ask in (config.resolve, lambda: config.task_config(training=False)):
         with pytest.raises(ConfigError, match=r"--home checkpoint needs --checkpoint.*six angles"):
             ask()
 

@@ -9,7 +9,7 @@ from train.log import Log
 
 
 def evaluation(steps):
-    return {"steps": steps, "success": {"5": {"rate": steps / 10}}}
+    return {"steps": steps, "success": {"5": {"rate": steps / 10}}, "success_at_end": {}}
 
 
 def write(out, rows, steps=0, evaluations=()):

@@ -50,7 +50,7 @@ def test_the_command_says_which_preset_it_took(monkeypatch, capsys, base, tmp_pa
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(cli, "_pass_gate", stop)
-    monkeypatch.setattr("train.config.TrainConfig.resolved", lambda self: self)
+    monkeypatch.setattr("train.config.TrainConfig.resolve", lambda self: self)
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.2")
     arguments = f"train {base} --checkpoint {tmp_path} --out {tmp_path / 'run'}".split()
     with pytest.raises(Enough, match=r"512, 1048576"):
@@ -58,4 +58,4 @@ def test_the_command_says_which_preset_it_took(monkeypatch, capsys, base, tmp_pa
     printed = capsys.readouterr().out
     assert "Preset gpu-groot (chosen by base and machine; --preset takes another): 512 environments" in printed
     with pytest.raises(Enough, match=r"7, 1048576"):
-        cli.main([*arguments, "--num-envs", "7", "--minibatches", "7"])
+        cli.main([*arguments[:-1], str(tmp_path / "other"), "--num-envs", "7", "--minibatches", "7"])
