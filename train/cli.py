@@ -231,6 +231,7 @@ def _eval(arguments: list[str]) -> None:
     if flags.video:
         require_writable_folder(flags.video, "--video")
 
+    from policies.base import BASES, SCRIPTED
     from train.evaluate import Evaluator
     from train.policy import load_policy
     from train.provenance import provenance
@@ -238,7 +239,12 @@ def _eval(arguments: list[str]) -> None:
     from train.video import write_videos
 
     with contextlib.redirect_stdout(sys.stderr):  # Warp and models announce themselves; --json - must stay JSON
-        policy = load_policy(flags.run, flags.base, overrides(flags), flags.tolerance_mm)
+        changes = overrides(flags)
+        if (
+            flags.base in BASES and flags.base not in SCRIPTED
+        ):  # a model answers for no more episodes than are asked for
+            changes["eval_episodes"] = flags.episodes
+        policy = load_policy(flags.run, flags.base, changes, flags.tolerance_mm)
         env = policy.environment(policy.config.evaluation_batch())
         print(f"Running {flags.episodes} episodes under randomization {policy.randomization} ...", flush=True)
         evaluator = Evaluator(env, policy.base, policy.residual, _action(flags.action), blind=policy.config.blind)

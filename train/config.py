@@ -60,7 +60,8 @@ class TrainConfig:
     report_episodes: int = 512
     """Other episodes on which the final numbers are reported."""
     eval_batch: int = 0
-    """Episodes that an evaluation simulates at once, which decides its rounding; 0: 128 on native, else 1,024."""
+    """Episodes that an evaluation simulates at once, which decides its rounding; 0: 128 on native, else 1,024, and with
+    a base that runs a model no more than eval_episodes."""
     stay_share: float = 1.0
     """Share of the training episodes that go on after success, so that the policy learns to stay."""
     obs: str = "state"
@@ -134,7 +135,8 @@ class TrainConfig:
     def evaluation_batch(self) -> int:
         """Episodes that an evaluation simulates at once."""
         physics = default_backend() if self.physics == "auto" else self.physics
-        return self.eval_batch or (128 if physics == "native" else 1024)
+        most = 128 if physics == "native" else 1024
+        return self.eval_batch or (most if self.base in SCRIPTED else min(most, self.eval_episodes))
 
     def task_config(self, training: bool, report_tolerances: tuple[float, ...] | None = None) -> TaskConfig:
         """The task's rules in training (shorter episodes) or evaluation."""
@@ -249,7 +251,7 @@ PRESETS: dict[str, TrainConfig] = {
     "cpu": TrainConfig(),
     "gpu": TrainConfig(
         num_envs=4096,
-        steps=16_000_000,
+        steps=24_000_000,
         eval_every=0.0625,
         eval_episodes=1024,
         report_episodes=1024,

@@ -48,25 +48,37 @@ def source() -> Source:
 
 
 def source_of(root: Path) -> Source:
-    """The code in `root`: its commit from git, or from the stamp of the copy."""
+    """The code in `root`: its commit from a stamp that fits what is on disk, else from git.
+
+    A copy may lie in a repository of another's making, so a stamp that fits counts first; one that does not fit is of
+    an earlier copy, and counts (as dirty) only where there is no git.
+    """
     digest = hash_of(read_sources(root))
+    stamped = _stamp(root)
+    if stamped and stamped.source_sha256 == digest:
+        return stamped
     try:
         if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() == root.resolve():
             return Source(_git(root, "rev-parse", "HEAD"), is_dirty(root), digest)
     except (OSError, subprocess.CalledProcessError):
-        pass  # no git, or no checkout: the stamp knows
+        pass  # no git, or no checkout
+    return Source(stamped.commit, True, digest) if stamped else Source("unknown", None, digest)
+
+
+def _stamp(root: Path) -> Source | None:
+    """What `python -m bench.pack` wrote beside the copy, if it did."""
     path = Path(os.environ.get("SO101_COMMIT_FILE") or root / STAMP)
     if not path.is_file():
-        return Source("unknown", None, digest)
+        return None
     try:
         stamp = json.loads(path.read_text())
-        commit, dirty, packed = stamp["commit"], stamp["dirty"], stamp["source_sha256"]
-        if not re.fullmatch("[0-9a-f]{40}", commit):
-            raise ValueError(f"commit is {commit!r}")
+        found = Source(stamp["commit"], bool(stamp["dirty"]), stamp["source_sha256"])
+        if not re.fullmatch("[0-9a-f]{40}", found.commit):
+            raise ValueError(f"commit is {found.commit!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        warnings.warn(f"{path} names no commit ({error}); write it with python -m bench.pack --stamp.", stacklevel=2)
-        return Source("unknown", None, digest)
-    return Source(commit, bool(dirty) or packed != digest, digest)
+        warnings.warn(f"{path} names no commit ({error}); write it with python -m bench.pack --stamp.", stacklevel=3)
+        return None
+    return found
 
 
 def is_dirty(root: Path) -> bool:

@@ -185,7 +185,8 @@ def test_looks_in_a_file_are_named_where_nothing_is_drawn(refused, tmp_path):
 
 
 def test_looks_are_taken_where_something_is_drawn():
-    for config in (TrainConfig(obs="pixels", randomization="plain+looks"), TrainConfig(base="remote", model=SERVER)):
+    pixels = TrainConfig(base="zero", obs="pixels", randomization="plain+looks")
+    for config in (pixels, TrainConfig(base="remote", model=SERVER)):
         config._require_looks_seen(PRESETS["plain+looks"])
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from bench.cameras import CamerasConfig
-from bench.fps import FpsConfig, headline_name
+from bench.fps import FpsConfig
 from mjx_so101 import ConfigError
-from mjx_so101.render import PRESETS as RENDER_PRESETS
 from mjx_so101.render import RenderConfig, make_renderer
 from train.cli import main
 from train.pictures import RenderFlags
@@ -84,19 +83,6 @@ def test_render_refuses_bad_flags(tmp_path, capsys, flags, words):
 
 # -- benches -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("config", "name"),
-    [
-        (FpsConfig(), "cpu_state_env_steps_per_s"),
-        (FpsConfig(obs="rgb"), "cpu_rgb64x1_env_steps_per_s"),
-        (FpsConfig(obs="rgb", render=RENDER_PRESETS["gr00t"]), "cpu_rgb320x240x2_env_steps_per_s"),
-        (FpsConfig(obs="rgb", headline="mine"), "mine"),
-    ],
-)
-def test_headline_names_size_and_cameras(config, name):
-    assert headline_name(config) == name
-
-
-@pytest.mark.parametrize(
     ("kind", "bad", "words"),
     [
         (FpsConfig, {"obs": "video"}, "obs is 'video'; choose one of 'state', 'rgb'"),
@@ -107,10 +93,10 @@ def test_headline_names_size_and_cameras(config, name):
         (CamerasConfig, {"size": ("x64",), "num_envs": (8,)}, "size 'x64' is not WIDTHxHEIGHT"),
         (CamerasConfig, {"cameras": (1, 3)}, r"cameras is \(1, 3\); give 1"),
         (CamerasConfig, {"cameras": ()}, r"cameras is \(\); give 1"),
-        (CamerasConfig, {"size": (), "num_envs": ()}, "size is empty"),
+        (CamerasConfig, {"size": (), "num_envs": ()}, "size or renderer is empty"),
         (CamerasConfig, {"size": ("0x0",), "num_envs": (8,)}, "picture size is 0 x 0"),
         (CamerasConfig, {"size": ("8x8",), "num_envs": (-4,)}, "num_envs is .*at least 1"),
-        (CamerasConfig, {"renderer": "foo"}, "renderer is 'foo'; choose one of"),
+        (CamerasConfig, {"renderer": ("foo",)}, "renderer is 'foo'; choose one of"),
         (CamerasConfig, {"physics": "foo"}, "physics is 'foo'; choose one of"),
         (CamerasConfig, {"detail": "foo"}, "detail is 'foo'; choose one of 'fine', 'coarse'"),
         (CamerasConfig, {"steps": 0}, "steps is 0"),

@@ -307,7 +307,7 @@ def test_memory_of_the_rollout_holds_its_pictures():
 
 # -- configuration and checkpoints ---------------------------------------------------------------------------------
 def test_unknown_observation_lists_the_valid_ones():
-    with pytest.raises(ConfigError, match="obs is 'nonsense'; choose one of 'state', 'pixels'"):
+    with pytest.raises(ConfigError, match="obs is 'nonsense'; choose one of 'state', 'state25', 'pixels'"):
         TrainConfig(obs="nonsense")
 
 

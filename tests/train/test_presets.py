@@ -49,7 +49,7 @@ def test_the_command_says_which_preset_it_took(monkeypatch, capsys, base, tmp_pa
         raise Enough(config.num_envs, config.steps)
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(cli, "_pass_gate", stop)
+    monkeypatch.setattr("train.gate_first.pass_gate", stop)
     monkeypatch.setattr("train.config.TrainConfig.resolve", lambda self: self)
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.2")
     arguments = f"train {base} --checkpoint {tmp_path} --out {tmp_path / 'run'}".split()

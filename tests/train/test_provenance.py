@@ -102,6 +102,16 @@ def test_a_copy_without_git_names_its_commit(copy, monkeypatch):
     assert source_of(copy)[:2] == ("a" * 40, False)
 
 
+def test_a_copy_that_lies_in_somebodys_repository_is_still_of_its_own_commit(copy):
+    """A machine that copies a folder may commit it; only a stamp that fits the sources says what they are."""
+    git(copy, "init", "-q")
+    git(copy, "add", "train")
+    git(copy, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "copied")
+    assert source_of(copy)[:2] == ("a" * 40, False)
+    (copy / "train" / "a.py").write_text("b")
+    assert source_of(copy)[:2] == (git(copy, "rev-parse", "HEAD"), True)
+
+
 def test_a_copy_that_was_edited_is_dirty(copy):
     (copy / "train" / "a.py").write_text("b")
     assert source_of(copy)[:2] == ("a" * 40, True)
