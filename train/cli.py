@@ -240,10 +240,8 @@ def _eval(arguments: list[str]) -> None:
 
     with contextlib.redirect_stdout(sys.stderr):  # Warp and models announce themselves; --json - must stay JSON
         changes = overrides(flags)
-        if (
-            flags.base in BASES and flags.base not in SCRIPTED
-        ):  # a model answers for no more episodes than are asked for
-            changes["eval_episodes"] = flags.episodes
+        if flags.base in BASES and flags.base not in SCRIPTED:
+            changes["eval_episodes"] = flags.episodes  # a model answers for no episode that nobody asked for
         policy = load_policy(flags.run, flags.base, changes, flags.tolerance_mm)
         env = policy.environment(policy.config.evaluation_batch())
         print(f"Running {flags.episodes} episodes under randomization {policy.randomization} ...", flush=True)
