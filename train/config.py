@@ -44,7 +44,7 @@ class TrainConfig:
     angles in rad, gripper last."""
     num_envs: int = 256
     """Environments that train in parallel."""
-    steps: int = 4_000_000
+    steps: int = 6_000_000
     """Control steps to train for, over all environments."""
     seed: int = 0
     episode_steps: int = 200

@@ -1,7 +1,7 @@
 """The mutated modules, and for each the tests that import it, directly or through what they drive; cheap ones first.
 
-A group of test files shares one process. Files marked `slow` or `gpu` as a whole are not among them, nor those that
-need a picture or a run of the command line to see what a cheaper file sees.
+A group of test files shares one process. Tests marked `slow` run too, those marked `gpu` do not. Files are left out
+that need a picture or a run of the command line to see what a cheaper file sees.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from bench.record import checksum
 from mjx_so101 import ConfigError
 from mjx_so101.render import PRESETS
 
+pytestmark = pytest.mark.slow
+
 PHASES = ("inference", "loop", "recovery", "train")
 NAMES = {
     "cpu_groot_inferences_per_s": "inferences/s",

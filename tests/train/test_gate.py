@@ -24,6 +24,8 @@ from train.gate_verdict import Counts
 from train.outcomes import line, outcomes
 from train.policy import load_policy
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"episodes": 8, "most_episodes": 8, "eval_batch": 4, "video": False}
 
 

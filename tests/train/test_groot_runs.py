@@ -27,6 +27,8 @@ from train.policy import Policy
 from train.rollout import BASE, SAMPLE, Roller
 from train.run_folder import saved_config
 
+pytestmark = pytest.mark.slow
+
 SHORT = 20
 """Control steps of an evaluation episode, where not the real 400."""
 SMALL = ("--base-width", "64", "--base-height", "48")

@@ -87,6 +87,7 @@ def test_resumed_run_compiles_what_a_fresh_one_does(half_run, second_trainer):
     assert [jax.tree_util.keystr(path) for path, leaf in leaves if getattr(leaf, "weak_type", False)] == []
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_resume_ends_like_a_run_without_it(
     tiny_flags, tiny_run, tiny_report, saved_state, differences, read_json, tmp_path, monkeypatch
 ):
@@ -189,6 +190,7 @@ WHOLE_LOG = [("evaluation", 0), ("train", 128), ("train", 256), ("evaluation", 2
              ("evaluation", 384), ("train", 512), ("evaluation", 512), ("train", 640), ("evaluation", 640)]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill_at", range(1, 11))
 def test_run_killed_before_any_write_loses_at_most_an_interval(quick, monkeypatch, kill_at):
     """Before its first, second, ... checkpoint. What is evaluated again may turn out otherwise, as on a GPU: here
@@ -236,6 +238,7 @@ def test_damaged_best_checkpoint_is_refused_before_the_training_goes_on(quick):
         quick.resume()
 
 
+@pytest.mark.slow
 def test_sigterm_in_an_evaluation_saves_at_once_and_evaluates_again_after_the_resume(
     quick, resumed, monkeypatch, saved_state, current_state, differences
 ):

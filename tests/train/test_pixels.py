@@ -51,6 +51,7 @@ def rolled(roller, learner):
     return roller.roll(learner, roller.start(KEY), 4)
 
 
+@pytest.mark.slow
 def test_transitions_hold_their_own_pictures_as_bytes_and_no_others(roller, rolled):
     _, transition = rolled
     assert set(transition.vectors) == {"state", "privileged_state", "pixels/top"}
@@ -61,6 +62,7 @@ def test_transitions_hold_their_own_pictures_as_bytes_and_no_others(roller, roll
     assert np.ptp(pixels, axis=(2, 3)).min() > 50
 
 
+@pytest.mark.slow
 def test_pictures_are_of_the_state_acted_in(roller, rolled, learner):
     """Not of the one after: the first is that of the start, and the arm moves on."""
     _, transition = rolled
@@ -88,6 +90,7 @@ def test_alpha_zero_is_the_base_policy_bit_for_bit(roller, learner):
     np.testing.assert_array_equal(end.state.target, state.target)
 
 
+@pytest.mark.slow
 def test_residual_from_pixels_moves_the_arm(roller, rolled, learner):
     without, _ = copy_with_authority(roller, 0.0).roll(learner, roller.start(KEY), 4)
     assert np.abs(rolled[0].state.physics.qpos - without.state.physics.qpos)[:, :6].max(1).min() > 1e-3
@@ -182,6 +185,7 @@ def test_flags_of_sight_that_mean_nothing_are_refused(settings, message):
         TrainConfig(**settings)
 
 
+@pytest.mark.slow
 def test_blank_pictures_are_the_control_of_a_policy_and_of_a_run(roller, learner, rolled):
     """A variant without sight is shown black, by the same compiled program; a blind roller never draws."""
     begin = roller.start(KEY)

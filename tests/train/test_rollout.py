@@ -99,6 +99,7 @@ def test_rolling_on_equals_rolling_at_once(jacobian, begin, differences):
     assert not differences(whole, carry)
 
 
+@pytest.mark.slow
 def test_a_rollout_inside_jit_does_what_the_host_does_and_uses_its_carry_up(make_env, shaken):
     """`warp` steps inside the scan; the buffers of the new carry are those of the old one."""
     ends = {}

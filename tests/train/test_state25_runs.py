@@ -14,6 +14,8 @@ from train.cli import main
 from train.config import TrainConfig
 from train.loop import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def config(tiny_config):
