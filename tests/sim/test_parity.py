@@ -179,7 +179,7 @@ def test_one_control_step_from_the_same_state_ends_the_same(backend, environment
         got, _ = env.step(before, jnp.asarray(target, jnp.float32))
         worst.append(np.abs(got.physics.qpos - after.physics.qpos).max(1))
     worst = np.stack(worst)
-    assert (worst < 1e-6).mean() > 0.9
+    assert (worst < 1e-6).mean() > (0.9 if backend == "warp" else 0.8)
     assert worst.max() < (1e-4 if backend == "warp" else 1e-3)
 
 

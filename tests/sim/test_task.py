@@ -75,7 +75,8 @@ def test_home_may_lie_on_a_limit_but_not_beyond(task, joint, end):
     outwards = -1 if end == "lower" else 1
     for beyond, fits in ((-1e-4, True), (5e-4, True), (2e-3, False)):
         home = np.array(TaskConfig().home)
-        home[3] = 0.0  # the hand points forward: well above the table, wherever the other joints are
+        if joint == 2:
+            home[3] = 0.0  # or the hand, pointing down, would lie under the table
         home[joint] = limits[joint] + outwards * beyond
         moved = dataclasses.replace(task, config=TaskConfig(home=tuple(home.tolist())))
         if fits:
