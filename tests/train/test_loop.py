@@ -229,7 +229,7 @@ def test_run_killed_before_any_write_loses_at_most_an_interval(quick, monkeypatc
 
 def test_damaged_best_checkpoint_is_refused_before_the_training_goes_on(quick):
     assert quick.run(progress=False)
-    files = [file for file in (quick.out / "checkpoints" / "best").rglob("*") if file.is_file()]
+    files = [file for file in (quick.out / "checkpoints" / "best" / "learner").rglob("*") if file.is_file()]
     data = max(files, key=lambda file: file.stat().st_size)
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
