@@ -24,7 +24,7 @@ _CAUSES = {
 
 
 def count_faults(pending: Pending, result: StepResult, replay: bool) -> dict[str, Any]:
-    """Counts of one control step's faults; with `replay` also what `save_fault` needs of the first of them."""
+    """Counts of one control step's faults; with `replay` also what `refuse_faults` needs of the first of them."""
     last = result.last
     bad = last.nonfinite | (last.physics.overflow != 0)
     counts: dict[str, Any] = {
