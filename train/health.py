@@ -35,7 +35,9 @@ def count_faults(pending: Pending, result: StepResult, replay: bool) -> dict[str
     }
     if replay:
         env = jnp.argmax(bad)
-        row = {"before": pending.carry.state, "asked": pending.asked, "after": last}
+        begun = pending.carry.state  # holds the new target already; a replay needs the two before it
+        before = begun.replace(target=begun.previous_target, previous_target=pending.older_target)
+        row = {"before": before, "asked": pending.asked, "after": last}
         counts["fault"] = {"bad": jnp.sum(bad), "env": env, **jax.tree.map(lambda x: x[env], row)}
     return counts
 
@@ -48,9 +50,7 @@ def refuse_faults(fault: dict[str, Any], folder: Path) -> None:
         return
     row = jax.tree.map(lambda x: x[faulty[0]], fault)
     env = int(row["env"])
-    # the state before physics already holds the new target; the replay tells what it was before
-    before = row["before"].replace(target=row["before"].previous_target)
-    path = save_replay(folder, env, before, row["asked"])
+    path = save_replay(folder, env, row["before"], row["asked"])
     what = describe_fault(int(row["after"].physics.overflow), bool(row["after"].bad_target))
     raise HealthError(
         f"env {env} ({int(row['bad'])} envs in control step {faulty[0]} of a rollout): {what}; replay saved to {path}. "

@@ -75,6 +75,7 @@ class Pending:
     residual: jax.Array  # [env, 6] r, 0 where it is not finite
     base_target: jax.Array  # [env, 6]
     asked: jax.Array  # [env, 6] base_target with the residual, before the clip to the joint limits
+    older_target: jax.Array  # [env, 6] `previous_target` before this step, which `carry` no longer knows
 
 
 class Transition(NamedTuple):
@@ -161,9 +162,10 @@ class Roller:
         r = jnp.clip(raw, -1.0, 1.0)
         asked = blend(base_target, r, mix.authority)  # a NaN stays one: `command` does not take it, and says so
         r = jnp.where(jnp.isfinite(r), r, 0.0)
+        older_target = carry.state.previous_target
         state, fields, ctrl = self.env.begin_step(carry.state, asked)
         carry = Carry(state=state, base=base_carry, last_residual=last, key=key)
-        return Pending(carry, fields, ctrl, vectors, raw, log_prob, r, base_target, asked)
+        return Pending(carry, fields, ctrl, vectors, raw, log_prob, r, base_target, asked, older_target)
 
     def _raw_residual(
         self, learner: Learner, vectors: dict[str, jax.Array], key: jax.Array, mix: Mix

@@ -79,6 +79,7 @@ def test_joints_are_the_measured_ones(shown):
     np.testing.assert_allclose(difference, [np.zeros(6), bias, np.zeros(6)], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_sensor_effects_are_those_of_each_environment(shown):
     env, policy = shown("nominal+looks")
     plain = {"exposure": 0.0, "image_noise": 0.0, "image_gamma": 1.0, "white_balance": 0.0, "image_blur": 0.0}

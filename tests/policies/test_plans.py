@@ -51,6 +51,7 @@ def success_rates(played):
     return dict(zip(played.env.task.config.tolerances, rates, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["", " from the data"])
 def test_oracle_solves_nearly_all_at_five_millimetres(episodes, start):
     assert success_rates(episodes(f"oracle{start}"))[0.005] >= 0.90

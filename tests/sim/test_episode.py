@@ -198,7 +198,7 @@ def test_describe_names_what_a_result_depends_on(make_env):
 
 # -- targets that are not finite -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("physics", ["native", "warp"])
+@pytest.mark.parametrize("physics", ["native", pytest.param("warp", marks=pytest.mark.slow)])
 def test_a_target_that_is_not_finite_is_not_taken_and_ends_the_episode(make_env, physics, bad):
     env = make_env(4, "nominal", physics=physics)
     state = env.reset(0)

@@ -164,6 +164,7 @@ def test_state_that_explodes_within_a_step_is_no_full_buffer(make_env):
 
 
 # -- overflow on warp ----------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_warp_constraint_overflow_names_the_environment(hovering, pressing, own_folder):
     """Nine dry frictions fit into 12 rows; a pressing fingertip needs four more."""
     options = {"constraints_per_env": 12}

@@ -269,6 +269,7 @@ def test_every_field_is_a_flag_with_its_documentation(capsys):
 
 
 # -- eval ----------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_eval_prints_nothing_but_json(capsys, read_json):
     few = ["--physics", "native", "--episodes", "4", "--eval-batch", "4"]
     main(["eval", "--base", "zero", *few, "--tolerance-mm", "5", "10", "20", "--json", "-"])
@@ -282,6 +283,7 @@ def test_eval_prints_nothing_but_json(capsys, read_json):
     assert record["environment"]["randomization"]["name"] == "plain"
 
 
+@pytest.mark.slow
 def test_eval_of_a_run_gives_the_numbers_of_its_report(tiny_run, tiny_report, tmp_path, capsys, read_json):
     """The same episodes, seen through another command."""
     file, reported = tmp_path / "result.json", tiny_report["results"]["mean"]

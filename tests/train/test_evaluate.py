@@ -65,22 +65,23 @@ def test_other_seed_gives_other_episodes(evaluator, learner, episodes):
 
 
 @pytest.fixture(scope="module")
-def larger(uninterrupted):
-    """Eight episodes at once, and an easier training tolerance, which decides nothing but the return."""
+def easier(uninterrupted):
+    """Six episodes at once with an easier training tolerance."""
     trainer = uninterrupted.trainer
     task = dataclasses.replace(trainer.config.task_config(training=False), tolerance=0.02)
-    env = PaperReturnEnv(8, "native", "plain", trainer.config.scene_config(), task, auto_reset=False)
+    env = PaperReturnEnv(6, "native", "plain", trainer.config.scene_config(), task, auto_reset=False)
     return Evaluator(env, trainer.base, trainer.residual)
 
 
 @pytest.fixture(scope="module")
-def larger_episodes(larger, learner):
-    return larger(learner, 8, 11)
+def easier_episodes(easier, learner):
+    return easier(learner, 8, 11)
 
 
-def test_episode_is_the_same_in_a_larger_batch(larger_episodes, episodes):
-    assert_same_episodes(larger_episodes, episodes, ("succeeded", "success_step", "final_distance", "final_yaw"))
-    np.testing.assert_allclose(larger_episodes.residual, episodes.residual, rtol=1e-5)
+def test_training_tolerance_decides_nothing_but_the_return(easier_episodes, episodes):
+    same = [name for name in RESULTS if name != "total_reward"]
+    assert_same_episodes(easier_episodes, episodes, same)
+    assert (easier_episodes.total_reward != episodes.total_reward).any()
 
 
 def test_an_episode_is_the_same_however_many_are_asked_for(evaluator, learner, episodes):
@@ -248,20 +249,20 @@ def test_summary_of_no_success_is_still_json(read_json):
     assert summary["success"]["5"] == {"rate": 0.0, "low": 0.0, "high": wilson_interval(0, 4)[1], "median_steps": None}
 
 
-def test_return_counts_up_to_the_first_success(larger, larger_episodes, episodes):
+def test_return_counts_up_to_the_first_success(easier, easier_episodes, episodes):
     """Progress from the start to within 20 mm, the bonus, and the cost of the steps until then."""
-    task, solved = larger.env.task, larger_episodes.succeeded[:, 2]
+    task, solved = easier.env.task, easier_episodes.succeeded[:, 2]
     assert solved.any()  # or the test says nothing
     keys = episode_keys(11, 0, 8)
-    start = np.asarray(jax.vmap(task.geometry.potential)(larger.env.reset(keys).physics.qpos[:, 6:]))
-    time = -task.config.time_cost * larger_episodes.success_step[:, 2]
-    gained = (larger_episodes.total_reward - task.config.success_bonus - time)[solved]
+    start = np.asarray(jax.vmap(task.geometry.potential)(easier.env.reset(keys).physics.qpos[:, 6:]))
+    time = -task.config.time_cost * easier_episodes.success_step[:, 2]
+    gained = (easier_episodes.total_reward - task.config.success_bonus - time)[solved]
     most = -task.config.progress_weight * start[solved]  # to the goal itself, where the potential is 0
     assert (gained <= most + 1e-4).all()
     assert (gained >= most - task.config.progress_weight * (10 * 0.06 + 2 * np.sqrt(0.06))).all()
-    unsolved = larger_episodes.total_reward[~solved]
+    unsolved = easier_episodes.total_reward[~solved]
     assert (unsolved <= -task.config.time_cost * 400 - task.config.progress_weight * start[~solved]).all()
     # an episode never solved at 5 mm counts all its steps there, and only those before success at 20 mm here
     late = solved & ~episodes.succeeded[:, 0]
-    after = episodes.total_reward + task.config.success_bonus - larger_episodes.total_reward
+    after = episodes.total_reward + task.config.success_bonus - easier_episodes.total_reward
     assert late.any() and np.abs(after[late]).min() > 0.05

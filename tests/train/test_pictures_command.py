@@ -18,6 +18,7 @@ from train.pictures import RenderFlags
 TINY = ["--num-envs", "2", "--width", "32", "--height", "24", "--steps", "2", "--detail", "coarse"]
 
 
+@pytest.mark.slow
 def test_render_writes_a_contact_sheet(tmp_path, capsys):
     out = tmp_path / "new" / "sheet.png"
     main(["render", *TINY, "--camera", "top", "wrist", "--out", str(out)])
@@ -39,6 +40,7 @@ def test_render_compares_renderers(tmp_path, capsys):
     assert imageio.imread(out).shape == (2 * (24 + 2), 3 * (32 + 2), 3)
 
 
+@pytest.mark.slow
 def test_render_says_first_what_a_renderer_lacks(tmp_path, capsys, monkeypatch):
     """Not that it could not vary the looks, which would not matter without it."""
     monkeypatch.setattr("mjx_so101.render.madrona.missing_requirement", lambda: "package madrona is missing.")

@@ -138,6 +138,7 @@ def executed_targets(roller, shaken, with_sheet, pose, steps=40):
     return np.asarray(kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base", "equal"), [("zero", True), ("jacobian", False)])
 def test_without_a_privileged_base_no_target_depends_on_the_true_sheet(
     make_env, shaken, with_sheet, monkeypatch, base, equal

@@ -256,6 +256,7 @@ def test_value_vectors_are_those_of_the_state_reached(jacobian, planned):
         np.testing.assert_array_equal(vectors, then["pending"].vectors["privileged_state"])
 
 
+@pytest.mark.slow
 def test_bootstrap_of_a_time_out_knows_the_plan_to_come(jacobian, planned):
     """The value of the last state, with features of the plan after it has seen that state."""
     learner, timed_out, rng = jacobian.residual.init(KEY), 0, np.random.default_rng(0)

@@ -122,6 +122,7 @@ def settled():
     pending = Pending(
         carry=carry, fields={}, ctrl=None, vectors={"state": "vectors"}, raw="raw", log_prob="log_prob",
         residual=jnp.ones((4, 6)) * jnp.array([0.0, 0.5, 1.0, -1.0])[:, None], base_target=None, asked=None,
+        older_target=None,
     )  # fmt: skip
     return Roller.settle(roller, None, pending, "physics")
 

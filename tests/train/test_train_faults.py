@@ -19,16 +19,16 @@ SOUND = {
 
 
 class Spoilt:
-    """A base policy that asks for NaN in one environment from some control step of an episode on."""
+    """A base policy that asks for NaN in one environment."""
 
-    def __init__(self, base, env, step):
-        self.base, self.env, self.step = base, env, step
+    def __init__(self, base, env):
+        self.base, self.env = base, env
 
     def __getattr__(self, name):
         return getattr(self.base, name)
 
     def for_env(self, env):
-        return Spoilt(self.base.for_env(env), self.env, self.step)
+        return Spoilt(self.base.for_env(env), self.env)
 
     def chunk(self, carry, observation, key, reset_mask):
         carry, targets = self.base.chunk(carry, observation, key, reset_mask)
@@ -39,7 +39,7 @@ class Spoilt:
 def spoilt_trainer(tiny_config, tmp_path, monkeypatch):
     """Function that gives a Trainer whose base asks for NaN in environment 5 all the time."""
     make_base = loop.make_base
-    monkeypatch.setattr(loop, "make_base", lambda *args: Spoilt(make_base(*args), 5, 0))
+    monkeypatch.setattr(loop, "make_base", lambda *args: Spoilt(make_base(*args), 5))
 
     def make(**changes):
         return Trainer(dataclasses.replace(tiny_config, **changes), tmp_path)
@@ -65,6 +65,7 @@ def test_a_nan_of_the_base_is_counted_and_learned_around(spoilt_trainer):
     assert np.isfinite(episodes.total_reward).all() and np.isfinite(episodes.residual).all()
 
 
+@pytest.mark.slow
 def test_strict_training_refuses_it_with_environment_and_replay(spoilt_trainer, tmp_path):
     trainer = spoilt_trainer(strict=True)
     start = jax.tree.map(np.array, trainer.carry.state)
@@ -79,6 +80,20 @@ def test_strict_training_refuses_it_with_environment_and_replay(spoilt_trainer, 
     assert replay["params.kp_scale"] == start.params.kp_scale[5]
 
 
+def test_replay_holds_both_targets_of_before_the_step(tiny_config, tmp_path):
+    trainer = Trainer(dataclasses.replace(tiny_config, strict=True), tmp_path)
+    trainer.iterate()  # by now the two differ
+    start = jax.tree.map(np.array, trainer.carry.state)
+    trainer.learner = trainer.learner.replace(policy=jax.tree.map(lambda x: x * jnp.nan, trainer.learner.policy))
+    with pytest.raises(HealthError, match="env 0"):
+        trainer.iterate()
+    replay = np.load(tmp_path / "replay_env0.npz")
+    assert not np.array_equal(start.target[0], start.previous_target[0])
+    np.testing.assert_array_equal(replay["target"], start.target[0])
+    np.testing.assert_array_equal(replay["previous_target"], start.previous_target[0])
+
+
+@pytest.mark.slow
 def test_strict_training_without_faults_goes_on(tiny_config, tmp_path):
     trainer = Trainer(dataclasses.replace(tiny_config, strict=True), tmp_path)
     assert trainer.iterate()["nonfinite"] == 0
