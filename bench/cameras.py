@@ -30,7 +30,7 @@ class CamerasConfig:
     """What to measure."""
 
     physics: str = "auto"
-    renderer: tuple[str, ...] = ("warp",)
+    renderer: tuple[str, ...] = ("quad", "warp")
     """Each is measured with the same sizes and numbers of environments. Madrona draws no textures: compare it with
     --no-textures."""
     size: tuple[str, ...] = ("64x64", "128x128", "224x224", "320x240")

@@ -37,7 +37,7 @@ from bench.targets import MODES
 from mjx_so101 import ConfigError, HealthError, PaperReturnEnv, SceneConfig, SO101Error, TaskConfig, load_randomization
 from mjx_so101.errors import require_choice
 from mjx_so101.physics import BACKENDS, default_backend
-from mjx_so101.render import RenderConfig, check_pictures, make_renderer
+from mjx_so101.render import AUTO, RenderConfig, check_pictures, make_renderer
 from mjx_so101.render.sheet import contact_sheet, save_png
 from train.provenance import device, prefix_of
 from train.report import peak_memory
@@ -207,7 +207,7 @@ def headline_name(config: FpsConfig, mode: str, on: str) -> str:
     parts = [prefix_of(on), "state"]
     if config.obs == "rgb":
         parts[1] = f"rgb{size}x{len(render.cameras)}"
-        parts += [render.renderer] if render.renderer != "warp" else []
+        parts += [render.renderer] if render.renderer not in (AUTO, "quad") else []
         parts += ["meshes"] if config.meshes else ["fine"] if render.detail == "fine" else []
     parts += [config.randomization.replace("+", "_")] if config.randomization != "plain" else []
     parts += [config.sheet_friction] if config.sheet_friction != "dry" else []

@@ -22,7 +22,7 @@ import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError, Interrupted
-from mjx_so101.render import PRESETS, Renderer, make_renderer
+from mjx_so101.render import AUTO, IN_JIT, PRESETS, Renderer, make_renderer
 from mjx_so101.render.sensor import sense, sensor_varies
 from mjx_so101.task import Observation, State
 from policies import chunks
@@ -32,7 +32,7 @@ from policies.start import outside_training, require_start
 LEAD_SCALE = 10.0
 SENSOR_TAG, NOISE_TAG = 11, 12
 """Folded into an environment's own key for its sensor's noise and the model's; 0 and 1 give what the task draws."""
-RENDERERS = ("warp", "mujoco")
+RENDERERS = (*IN_JIT, "mujoco")
 
 
 class ChunkSource(Protocol):
@@ -79,12 +79,12 @@ class ChunkedPolicy:
         self,
         source: ChunkSource,
         executed: int = 16,
-        renderer: str = "warp",
+        renderer: str = AUTO,
         env: PaperReturnEnv | None = None,
         size: tuple[int, int] | None = None,
         any_start: bool = False,
     ):
-        """executed: actions of a chunk that an environment executes at most. renderer: 'warp' or 'mujoco'. size: width
+        """executed: actions of a chunk that an environment executes at most. renderer: one of `RENDERERS`. size: width
         and height of the pictures (px); default 320 x 240. any_start: do not refuse a start pose, see `check_start`.
 
         Raises ConfigError for more actions than a chunk has, another renderer, a camera that the scene lacks, or a
@@ -151,8 +151,9 @@ class ChunkedPolicy:
         return self._renderer_for(self.slots)
 
     def _renderer_for(self, num_envs: int) -> Renderer:
-        options = {"host_stepped": True} if self.render_config.renderer == "warp" else {}
-        return make_renderer(self.render_config, self.env.scene, num_envs, self.env.task.randomization, **options)
+        return make_renderer(
+            self.render_config, self.env.scene, num_envs, self.env.task.randomization, host_stepped=True
+        )
 
     def for_env(self, env: PaperReturnEnv) -> ChunkedPolicy:
         """The same policy, with the same model, for the environments of `env`."""

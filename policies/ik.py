@@ -65,7 +65,7 @@ def reach_point(
         if heading is None:
             linear, angular = linear.at[:, 4].set(0.0), angular.at[:, 4].set(0.0)
             pitch_axis = angular[:, 3]  # without the roll the hand tilts in the arm's plane only
-            turn = pitch_axis * (pitch_axis @ turn)
+            turn = pitch_axis * jnp.sum(pitch_axis * turn)
         else:
             turn = turn.at[2].add(wrap(heading - heading_of(rotation)))
         jacobian = jnp.concatenate([linear, rotation_weight * angular])  # [6, 5]

@@ -139,7 +139,7 @@ class OraclePolicy(ScriptedPolicy):
         held = (carry.phase == DRAG) | landed
         moved = tip[:2] - carry.tip[:2]
         lever = tip[:2] - carry.sheet[:2]
-        turned = cross(lever, moved) / jnp.maximum(lever @ lever, 1e-4)
+        turned = cross(lever, moved) / jnp.maximum(jnp.sum(lever**2), 1e-4)
         turn_only = carry.sheet + jnp.append(jnp.zeros(2), turned)
         slide_only = carry.sheet + jnp.append(moved, 0.0)
         dragged = jnp.where(carry.turning, turn_only, slide_only)

@@ -8,7 +8,7 @@ import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError
-from mjx_so101.render import RenderConfig, check_pictures, make_renderer
+from mjx_so101.render import IN_JIT, RenderConfig, check_pictures, make_renderer
 from mjx_so101.render.base import available_memory
 from mjx_so101.render.sensor import sense_all, sensor_varies
 from mjx_so101.scene import JOINTS
@@ -27,9 +27,10 @@ class Eyes:
 
         Raises ConfigError for a renderer that cannot work inside jit, an unknown camera, or too many pixels.
         """
-        if config.renderer != "warp":
+        if config.renderer not in IN_JIT:
             raise ConfigError(
-                f"renderer is {config.renderer!r}; learning from pixels needs 'warp', which draws inside jit."
+                f"renderer is {config.renderer!r}; learning from pixels needs one that draws inside jit: choose "
+                f"{', '.join(map(repr, IN_JIT))}."
             )
         self.config, self.blind, self._num_envs = config, blind, env.num_envs
         if blind:

@@ -56,8 +56,8 @@ class SmokeFlags:
     """Folder with Qwen's vocab.json and merges.txt, for an instruction other than the known ones."""
     denoising_steps: int = 0
     """0: the checkpoint's own number."""
-    base_renderer: str = "warp"
-    """'warp' or 'mujoco', as for train and gate."""
+    base_renderer: str = "auto"
+    """'auto', 'quad', 'warp' or 'mujoco', as for train and gate."""
     base_width: int = PICTURE_SIZE[0]
     """Pixels across of each picture, as for train and gate."""
     base_height: int = PICTURE_SIZE[1]

@@ -12,7 +12,7 @@ import numpy as np
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError
 from mjx_so101.params import Randomization, load_randomization
-from mjx_so101.render import BACKENDS, RenderConfig, make_renderer
+from mjx_so101.render import AUTO, BACKENDS, RenderConfig, make_renderer
 from mjx_so101.render.sensor import sense_all, sensor_varies
 from mjx_so101.render.sheet import contact_sheet, save_png, side_by_side
 from mjx_so101.scene import SceneConfig
@@ -31,8 +31,8 @@ class RenderFlags:
     num_envs: int = 16
     randomize: bool = False
     """Draw colours, textures, lights, cameras and sensor effects at random."""
-    renderer: str = "warp"
-    """'warp', 'madrona' or 'mujoco'."""
+    renderer: str = AUTO
+    """'quad', 'warp', 'madrona' or 'mujoco'; 'auto' takes quad where it can draw the scene, else warp."""
     compare: bool = False
     """Draw the same states with every backend that works here, and their differences."""
     meshes: str = ""
@@ -99,7 +99,7 @@ def _every_backend(flags: RenderFlags) -> list:
     from mjx_so101.render.madrona import missing_requirement
 
     found, lacks = {}, missing_requirement()
-    for name in ("madrona", "mujoco", "warp"):
+    for name in ("madrona", "mujoco", "warp", "quad"):
         if name == "madrona" and lacks:  # said before anything that would only matter if it were there
             print(f"without madrona: {lacks}", file=sys.stderr)
             continue
@@ -109,7 +109,7 @@ def _every_backend(flags: RenderFlags) -> list:
             print(f"without {name}: {error}", file=sys.stderr)
     if len(found) < 2:
         raise ConfigError(f"--compare needs two backends that work; here: {', '.join(found) or 'none'} of {BACKENDS}.")
-    return [found[name] for name in ("mujoco", "warp", "madrona") if name in found]
+    return [found[name] for name in ("mujoco", "quad", "warp", "madrona") if name in found]
 
 
 def live_state(env: PaperReturnEnv, base: str, steps: int, seed: int) -> State:

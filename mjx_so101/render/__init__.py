@@ -1,7 +1,8 @@
-"""Pictures of the scene: one protocol, three backends.
+"""Pictures of the scene: one protocol, four backends.
 
-`warp` ray traces all environments in one call inside jit, `madrona` does on a GPU outside jit, `mujoco` draws them one
-by one with OpenGL and is the reference.
+`quad` draws all environments in one call inside jit by formulas for this scene's shapes, `warp` (MJX's) ray traces them
+there, slower, whatever the scene holds; `madrona` does on a GPU outside jit; `mujoco` draws them one by one with OpenGL
+and is the reference.
 """
 
 from __future__ import annotations
@@ -12,19 +13,26 @@ from mjx_so101.errors import ConfigError, require_choice
 from mjx_so101.params import FIELDS, Randomization
 from mjx_so101.render.base import Frames, Renderer, check_pictures
 from mjx_so101.render.sensor import SENSOR_FIELDS
-from mjx_so101.scene import DETAILS, SceneConfig
+from mjx_so101.scene import DETAILS, SceneConfig, load_visual_model
 
-BACKENDS = ("warp", "madrona", "mujoco")
+BACKENDS = ("quad", "warp", "madrona", "mujoco")
+AUTO = "auto"
+IN_JIT = (AUTO, "quad", "warp")
+"""Renderers that draw inside jit."""
 
-__all__ = ["BACKENDS", "PRESETS", "Frames", "RenderConfig", "Renderer", "check_pictures", "looks_vary", "make_renderer"]
+__all__ = [
+    "AUTO", "BACKENDS", "IN_JIT", "PRESETS", "Frames", "RenderConfig", "Renderer", "check_pictures", "looks_vary",
+    "make_renderer",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class RenderConfig:
     """What to draw, and with what."""
 
-    renderer: str = "warp"
-    """'warp' (GPU or CPU), 'madrona' (NVIDIA GPU) or 'mujoco' (OpenGL, one environment at a time)."""
+    renderer: str = AUTO
+    """'quad' or 'warp' (GPU or CPU), 'madrona' (NVIDIA GPU) or 'mujoco' (OpenGL, one environment at a time); 'auto'
+    takes 'quad' where it can draw the scene, else 'warp', which is slower."""
     cameras: tuple[str, ...] = ("top",)
     """Cameras of the scene, in the order of the pictures."""
     width: int = 64
@@ -34,10 +42,10 @@ class RenderConfig:
     shadows: bool = True
     textures: bool = True
     detail: str = "fine"
-    """Shapes of the robot: 'fine', or 'coarse' boxes, which are drawn in half the time."""
+    """Shapes of the robot: 'fine', or 'coarse' boxes, which are drawn faster."""
 
     def __post_init__(self) -> None:
-        require_choice("renderer", self.renderer, BACKENDS)
+        require_choice("renderer", self.renderer, (AUTO, *BACKENDS))
         require_choice("detail", self.detail, DETAILS)
         if isinstance(self.cameras, str) or not self.cameras:
             raise ConfigError(f"cameras is {self.cameras!r}; give a tuple of at least one name, such as ('top',).")
@@ -71,11 +79,11 @@ def make_renderer(
     randomization: Randomization | None = None,
     **options,
 ) -> Renderer:
-    """Build the renderer that `config` names; options go to it (depth, segmentation, specular, strict).
+    """Build the renderer that `config` names; options go to it (depth, segmentation, strict).
 
     randomization: what the states' parameters are drawn from. It is checked against what the backend can vary, and
-    warp draws faster if no looks vary; None expects any. Raises ConfigError for an unknown camera, looks that the
-    backend cannot vary, pictures that do not fit into memory, or what the backend needs and this machine lacks.
+    warp draws faster if no looks vary; None expects any. Raises ConfigError for an unknown camera, a scene or looks
+    that the backend cannot draw, pictures that do not fit into memory, or what it needs and this machine lacks.
     """
     if not isinstance(config, RenderConfig):
         raise ConfigError(f"config is {config!r}; give a RenderConfig, such as one of PRESETS: {', '.join(PRESETS)}.")
@@ -84,11 +92,18 @@ def make_renderer(
     scene = dataclasses.replace(scene or SceneConfig(), detail=config.detail)
     options = {"shadows": config.shadows, "textures": config.textures, **options}
     size = (scene, config.cameras, config.width, config.height, num_envs)
-    if config.renderer == "warp":
+    name = _quad_or_warp(scene) if config.renderer == AUTO else config.renderer
+    fixed_looks = randomization is not None and not looks_vary(randomization)
+    if name == "warp":
         from mjx_so101.render.warp import WarpRenderer
 
-        return WarpRenderer(*size, fixed_looks=randomization is not None and not looks_vary(randomization), **options)
-    if config.renderer == "madrona":
+        return WarpRenderer(*size, fixed_looks=fixed_looks, **options)
+    options.pop("host_stepped", None)  # of concern to warp alone
+    if name == "quad":
+        from mjx_so101.render.quad.renderer import QuadRenderer
+
+        return QuadRenderer(*size, fixed_looks=fixed_looks, **options)
+    if name == "madrona":
         from mjx_so101.render.madrona import MadronaRenderer, check_supported
 
         if randomization is not None:
@@ -97,6 +112,16 @@ def make_renderer(
     from mjx_so101.render.mujoco import MujocoRenderer
 
     return MujocoRenderer(*size, **options)
+
+
+def _quad_or_warp(scene: SceneConfig) -> str:
+    from mjx_so101.render.quad.surfaces import surfaces_of
+
+    try:
+        surfaces_of(load_visual_model(scene))
+    except ConfigError:
+        return "warp"
+    return "quad"
 
 
 def looks_vary(randomization: Randomization) -> bool:

@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 
 from mjx_so101.params import SHEET_TEXTURES, TABLE_TEXTURES, EnvParams
-from mjx_so101.render.poses import about_axis
+from mjx_so101.render.poses import about_axis, product, turned
 from mjx_so101.scene import CAMERAS
 
 COLORED = {"table": "table", "sheet": "sheet", "tape": "tape", "link": "link", "finger": "finger"}
@@ -67,10 +67,10 @@ class Looks:
     def _lights(self, new: dict[str, jax.Array], params: EnvParams) -> None:
         main = self._light
         turn = about_axis(jnp.array([0.0, 0.0, 1.0]), params.light_azimuth)
-        turn = turn @ about_axis(jnp.array([0.0, 1.0, 0.0]), params.light_tilt)
-        position = self._pivot + turn @ (self.nominal["light_pos"][main] - self._pivot)
+        turn = product(turn, about_axis(jnp.array([0.0, 1.0, 0.0]), params.light_tilt))
+        position = self._pivot + turned(turn, self.nominal["light_pos"][main] - self._pivot)
         new["light_pos"] = new["light_pos"].at[main].set(position)
-        new["light_dir"] = new["light_dir"].at[main].set(turn @ self.nominal["light_dir"][main])
+        new["light_dir"] = new["light_dir"].at[main].set(turned(turn, self.nominal["light_dir"][main]))
         for name in ("light_ambient", "light_diffuse", "light_specular"):
             new[name] = new[name] * params.light_intensity
         for name in ("light_diffuse", "light_specular"):

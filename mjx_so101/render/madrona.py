@@ -110,7 +110,7 @@ class MadronaRenderer:
         if self._engine is None:
             raise ConfigError("this MadronaRenderer is closed; build another first thing in a new process.")
         if traced(state, envs):
-            raise ConfigError("renderer 'madrona' cannot be traced inside jit; call it between steps, or use 'warp'.")
+            raise ConfigError("renderer 'madrona' cannot be traced inside jit; call it between steps, or use 'quad'.")
         poses = self._poses(*select(state, envs, self.num_envs, self.name))
         # Madrona works in streams of its own: poses must be there, and the last pictures read, before it draws
         jax.block_until_ready((poses, self._pending))
@@ -166,7 +166,7 @@ def check_supported(randomization: Randomization) -> None:
     if bad:
         raise ConfigError(
             f"randomization {randomization.name!r} changes {', '.join(bad)}, which renderer 'madrona' takes only once, "
-            "when it is built; use renderer 'warp', or leave these fields at their defaults."
+            "when it is built; use renderer 'quad', or leave these fields at their defaults."
         )
 
 

@@ -149,7 +149,7 @@ class Engine:
 def missing_requirement() -> str | None:
     """What this machine lacks for Madrona, with the fix; None if nothing. Does not touch the GPU through JAX."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        return f"it needs Linux on x86-64, this is {sys.platform} on {platform.machine()}; use renderer 'warp'."
+        return f"it needs Linux on x86-64, this is {sys.platform} on {platform.machine()}; use renderer 'quad'."
     for module in ("gs_madrona", "torch"):
         if importlib.util.find_spec(module) is None:
             return f"package {module} is missing: pip install -e '.[madrona]' (it also needs an NVIDIA GPU)."
@@ -160,7 +160,7 @@ def missing_requirement() -> str | None:
     if torch.version.cuda is None:
         return "this torch was built without CUDA: install one of PyTorch's CUDA builds."
     if not torch.cuda.is_available():
-        return "torch finds no NVIDIA GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES, or use renderer 'warp'."
+        return "torch finds no NVIDIA GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES, or use renderer 'quad'."
     return None
 
 

@@ -90,7 +90,7 @@ class MujocoRenderer:
     def frames(self, state: State, envs: jax.Array | None = None) -> Frames:
         """See `Renderer.frames`."""
         if traced(state, envs):
-            raise ConfigError("renderer 'mujoco' runs on the host and cannot be traced inside jit; use 'warp' there.")
+            raise ConfigError("renderer 'mujoco' runs on the host and cannot be traced inside jit; use 'quad' there.")
         self._check_open()
         qpos, params = jax.tree.map(np.asarray, select(state, envs, self.num_envs, self.name))
         fields = jax.tree.map(np.asarray, self._looks(params))

@@ -11,6 +11,7 @@ from mjx_so101 import SceneConfig
 from mjx_so101.params import PRESETS
 from mjx_so101.render.base import Frames
 from mjx_so101.render.mujoco import MujocoRenderer
+from mjx_so101.render.quad.renderer import QuadRenderer
 from mjx_so101.render.warp import WarpRenderer
 from mjx_so101.scene import load_visual_model
 
@@ -44,6 +45,11 @@ def rows_of():
 
 
 @pytest.fixture(scope="session")
+def quad_renderer():
+    return QuadRenderer(SceneConfig(), CAMERAS, *SIZE, 16, depth=True, segmentation=True, **PLAIN)
+
+
+@pytest.fixture(scope="session")
 def warp_renderer():
     return WarpRenderer(SceneConfig(), CAMERAS, *SIZE, 16, depth=True, segmentation=True, **PLAIN)
 
@@ -55,10 +61,15 @@ def mujoco_renderer(opengl):
     renderer.close()
 
 
-@pytest.fixture(scope="session", params=["warp", "mujoco"])
+@pytest.fixture(scope="session", params=["quad", "warp", "mujoco"])
 def renderer(request):
-    """Each of the two in turn."""
+    """Each of the three in turn."""
     return request.getfixturevalue(f"{request.param}_renderer")
+
+
+@pytest.fixture(scope="session")
+def quad_frames(quad_renderer, states) -> Frames:
+    return jax.tree.map(np.asarray, quad_renderer.frames(states))
 
 
 @pytest.fixture(scope="session")
@@ -71,10 +82,10 @@ def mujoco_frames(mujoco_renderer, states) -> Frames:
     return mujoco_renderer.frames(states)
 
 
-@pytest.fixture(scope="session")
-def both(warp_frames, mujoco_frames) -> tuple[Frames, Frames]:
-    """Frames of `states` by warp and by mujoco."""
-    return warp_frames, mujoco_frames
+@pytest.fixture(scope="session", params=["quad", "warp"])
+def both(request, mujoco_frames) -> tuple[Frames, Frames]:
+    """Frames of `states` by one of our batch renderers and by mujoco."""
+    return request.getfixturevalue(f"{request.param}_frames"), mujoco_frames
 
 
 @pytest.fixture(scope="module")

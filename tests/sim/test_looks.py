@@ -14,6 +14,7 @@ from mjx_so101.render import RenderConfig, looks_vary, make_renderer
 from mjx_so101.render.looks import Looks
 from mjx_so101.render.poses import Poses, SceneKinematics
 from mjx_so101.render.sensor import SENSOR_FIELDS, sense, sensor_varies
+from mjx_so101.render.quad.renderer import QuadRenderer
 from mjx_so101.render.warp import WarpRenderer
 from mjx_so101.scene import load_visual_model
 from mjx_so101.textures import SIZE, make_texture
@@ -191,10 +192,10 @@ def varied(states, rows_of, nominal):
 
 
 @pytest.fixture(scope="module")
-def drawn(varied, warp_renderer, mujoco_renderer):
+def drawn(varied, quad_renderer, warp_renderer, mujoco_renderer):
     """{backend: {look: the pictures [camera, height, width, 3]}}, and 'nominal'."""
     pictures = {}
-    for renderer in (warp_renderer, mujoco_renderer):
+    for renderer in (quad_renderer, warp_renderer, mujoco_renderer):
         found = pictures.setdefault(renderer.name, {})
         for names, state in varied.items():
             rgb = np.asarray(renderer.render(state)).astype(int)
@@ -202,7 +203,7 @@ def drawn(varied, warp_renderer, mujoco_renderer):
     return pictures
 
 
-@pytest.mark.parametrize("backend", ["warp", "mujoco"])
+@pytest.mark.parametrize("backend", ["quad", "warp", "mujoco"])
 @pytest.mark.parametrize("name", [name for name in LOOKS if name != "light_shadow"])
 def test_each_look_changes_the_picture(drawn, backend, name):
     """Of the camera that it is about, and of that alone."""
@@ -211,12 +212,13 @@ def test_each_look_changes_the_picture(drawn, backend, name):
     assert (wrist > 0.02) == (not name.startswith("top")), (top, wrist)
 
 
+@pytest.mark.parametrize("backend", ["quad", "warp"])
 @pytest.mark.parametrize("name", ["nominal", *LOOKS])
-def test_changed_looks_agree_with_mujoco(drawn, name):
-    assert np.abs(drawn["warp"][name] - drawn["mujoco"][name]).mean((1, 2, 3)).max() <= 12
+def test_changed_looks_agree_with_mujoco(drawn, backend, name):
+    assert np.abs(drawn[backend][name] - drawn["mujoco"][name]).mean((1, 2, 3)).max() <= 12
 
 
-@pytest.mark.parametrize("backend", ["warp", "mujoco"])
+@pytest.mark.parametrize("backend", ["quad", "warp", "mujoco"])
 def test_shadows_come_and_go_with_their_parameter(states, rows_of, opengl, backend):
     """Where the light casts none, the picture is nowhere darker and in some places brighter."""
     state = rows_of(states, [0, 0])
@@ -230,12 +232,14 @@ def test_shadows_come_and_go_with_their_parameter(states, rows_of, opengl, backe
     assert (brighter < -5).mean() < 0.003  # MuJoCo's own shadow map lights a few edges
 
 
-def test_fixed_looks_draw_the_nominal_picture(states, rows_of, warp_frames):
+@pytest.mark.parametrize("kind", [QuadRenderer, WarpRenderer])
+def test_fixed_looks_draw_the_nominal_picture(states, rows_of, kind, request):
     """The fast path for randomizations without looks gives the same picture, and ignores looks."""
-    fixed = WarpRenderer(SceneConfig(), ("top", "wrist"), 96, 72, 2, shadows=False, specular=False, fixed_looks=True)
+    frames = request.getfixturevalue(f"{kind.name}_frames")
+    fixed = kind(SceneConfig(), ("top", "wrist"), 96, 72, 2, shadows=False, specular=False, fixed_looks=True)
     state = rows_of(states, [0, 1])
     rgb = np.asarray(fixed.render(state)).astype(int)
-    difference = np.abs(rgb - warp_frames.rgb[:2])
+    difference = np.abs(rgb - frames.rgb[:2])
     assert difference.max() <= 1 or (difference > 1).mean() < 1e-3  # a ray on an edge may fall to either side
     dark = state.replace(params=changed(state.params, "light_intensity", 0.2))
     np.testing.assert_array_equal(fixed.render(dark), rgb)

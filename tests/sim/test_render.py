@@ -1,4 +1,4 @@
-"""Pictures: `warp` draws what MuJoCo draws, of the environments, cameras and sizes asked for, or says why not."""
+"""Pictures: `quad` and `warp` draw what MuJoCo draws, of the environments, cameras and sizes asked for, or says why not."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,11 @@ import pytest
 
 from mjx_so101 import ConfigError, SceneConfig, TaskConfig
 from mjx_so101.render.mujoco import MujocoRenderer
+from mjx_so101.render.quad.renderer import QuadRenderer
 from mjx_so101.render.warp import WarpRenderer
 from mjx_so101.scene import CameraConfig, load_visual_model
 
-KINDS = {"warp": WarpRenderer, "mujoco": MujocoRenderer}
+KINDS = {"quad": QuadRenderer, "warp": WarpRenderer, "mujoco": MujocoRenderer}
 CLOSE = 12  # of 255: what the issue allows between backends
 GOAL = np.array([0.275, 0.175])
 SIDE = CameraConfig("side", (0.6, 0.5, 0.25), (0.3943, 0.2209, 0.4391, 0.7758))
@@ -184,16 +185,18 @@ def test_rows_of_a_larger_state(renderer, states, rows_of, request):
     np.testing.assert_array_equal(renderer.render(many, envs=rows), expected)
 
 
-def test_warp_draws_the_same_inside_jit(warp_renderer, warp_frames, states):
+@pytest.mark.parametrize("name", ["quad", "warp"])
+def test_the_same_is_drawn_inside_jit(name, states, request):
+    renderer, frames = (request.getfixturevalue(f"{name}_{what}") for what in ("renderer", "frames"))
     rows = np.arange(16)[::-1]
-    assert warp_renderer.jittable
-    drawn = jax.jit(lambda state, envs: warp_renderer.render(state, envs))(states, rows)
-    np.testing.assert_array_equal(drawn, warp_frames.rgb[rows])
+    assert renderer.jittable
+    drawn = jax.jit(lambda state, envs: renderer.render(state, envs))(states, rows)
+    np.testing.assert_array_equal(drawn, frames.rgb[rows])
 
 
 def test_mujoco_inside_jit_is_refused(mujoco_renderer, states):
     assert not mujoco_renderer.jittable
-    with pytest.raises(ConfigError, match=r"'mujoco' runs on the host.*jit; use 'warp'"):
+    with pytest.raises(ConfigError, match=r"'mujoco' runs on the host.*jit; use 'quad'"):
         jax.jit(mujoco_renderer.render)(states)
 
 
@@ -206,11 +209,13 @@ def test_another_number_of_environments_is_refused(renderer, states, rows_of, ro
         renderer.render(state, envs=rows)
 
 
-def test_two_warp_renderers_do_not_disturb_each_other(warp_renderer, warp_frames, states, rows_of, small_pictures):
-    renderer, first = small_pictures["warp"]
+@pytest.mark.parametrize("name", ["quad", "warp"])
+def test_two_renderers_do_not_disturb_each_other(name, states, rows_of, small_pictures, request):
+    larger, frames = (request.getfixturevalue(f"{name}_{what}") for what in ("renderer", "frames"))
+    renderer, first = small_pictures[name]
     few = rows_of(states, [0, 1])
     for _ in range(2):
-        np.testing.assert_array_equal(warp_renderer.render(states), warp_frames.rgb)
+        np.testing.assert_array_equal(larger.render(states), frames.rgb)
         np.testing.assert_array_equal(renderer.render(few), first)
 
 
@@ -234,8 +239,9 @@ def test_cameras_come_in_the_order_asked_for(small_pictures, name, request):
     np.testing.assert_array_equal(rgb[:, 1:], expected[:, ::-1])
 
 
-def test_an_extra_camera_sees_the_same_in_both_backends(small_pictures):
-    ours, theirs = (small_pictures[name][1][:, 0] for name in KINDS)
+@pytest.mark.parametrize("name", ["quad", "warp"])
+def test_an_extra_camera_sees_the_same_in_both_backends(name, small_pictures):
+    ours, theirs = (small_pictures[kind][1][:, 0] for kind in (name, "mujoco"))
     assert np.ptp(theirs, axis=(1, 2)).min() > 100  # it sees more than table
     assert np.abs(ours.astype(int) - theirs).mean((1, 2, 3)).max() <= 2
 

@@ -12,17 +12,18 @@ from mjx_so101 import ConfigError, HealthError, SceneConfig, gl
 from mjx_so101.render import BACKENDS, RenderConfig, base, check_pictures, make_renderer
 from mjx_so101.render.madrona import missing_requirement
 from mjx_so101.render.mujoco import MujocoRenderer
+from mjx_so101.render.quad.renderer import QuadRenderer
 from mjx_so101.render.sheet import contact_sheet, save_png, side_by_side
 from mjx_so101.render.warp import WarpRenderer
 from mjx_so101.scene import CameraConfig
 
-KINDS = {"warp": WarpRenderer, "mujoco": MujocoRenderer}
+KINDS = {"quad": QuadRenderer, "warp": WarpRenderer, "mujoco": MujocoRenderer}
 SIDE = CameraConfig("side", (0.6, 0.5, 0.25), (0.3943, 0.2209, 0.4391, 0.7758))
 FLOOR = CameraConfig("floor", (0.7, 0.7, 0.05), (1, 0, 0, 0))  # sees nothing but table
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("backend", ["warp", "mujoco"])
+@pytest.mark.parametrize("backend", KINDS)
 @pytest.mark.parametrize(
     ("cameras", "width", "height", "num_envs", "words"),
     [
@@ -39,7 +40,7 @@ def test_bad_requests_are_refused(backend, cameras, width, height, num_envs, wor
         KINDS[backend](SceneConfig(extra_cameras=(SIDE,)), cameras, width, height, num_envs)
 
 
-@pytest.mark.parametrize("backend", ["warp", "mujoco"])
+@pytest.mark.parametrize("backend", KINDS)
 def test_too_many_pixels_are_refused_with_the_number_that_fits(monkeypatch, backend):
     monkeypatch.setattr(base, "available_memory", lambda: 2**20)
     request = (SceneConfig(), ("top", "wrist"), 64, 64)
@@ -57,7 +58,7 @@ def test_too_many_pixels_are_refused_with_the_number_that_fits(monkeypatch, back
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        ({"renderer": "vulkan"}, "renderer is 'vulkan'; choose one of 'warp', 'madrona', 'mujoco'"),
+        ({"renderer": "vulkan"}, "renderer is 'vulkan'; choose one of 'auto', 'quad', 'warp', 'madrona', 'mujoco'"),
         ({"detail": "medium"}, "detail is 'medium'; choose one of 'fine', 'coarse'"),
         ({"width": 0}, "picture size is 0 x 64"),
         ({"height": -3}, "picture size is 64 x -3"),
@@ -81,7 +82,7 @@ def test_unknown_camera_is_refused_by_every_backend(name):
 
 @pytest.mark.skipif(missing_requirement() is None, reason="madrona works here")
 def test_madrona_says_what_is_missing_and_what_to_do():
-    with pytest.raises(ConfigError, match=r"renderer 'madrona' cannot be used: .*(install|use renderer 'warp')"):
+    with pytest.raises(ConfigError, match=r"renderer 'madrona' cannot be used: .*(install|use renderer 'quad')"):
         make_renderer(RenderConfig("madrona"))
 
 

@@ -1,0 +1,308 @@
+"""The kernel that makes pixels: what each sees, whether it lies in the light, its colour; packed and written."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import warp as wp
+
+from mjx_so101.render.quad.maths import (
+    EYE, RAY, RAY_X, RAY_Y, RUN, TILE_HEIGHT, TILE_WIDTH, linear, lowest_bit, mat34, mat44, xyz,
+)  # fmt: skip
+from mjx_so101.render.quad.shadows import in_outline, leaves_beyond
+from mjx_so101.render.quad.surfaces import BOX, CYLINDER, DISK, TRIANGLE
+from mjx_so101.render.quad.textures import interpolated, sampled
+
+_CYLINDER = wp.constant(CYLINDER)
+_DISK, _TRIANGLE = wp.constant(float(DISK)), wp.constant(float(TRIANGLE))
+_FAR = wp.constant(1.0e-6)  # 1/m: smallest w that is divided by
+
+
+class Picture(NamedTuple):
+    """What one kernel is made for; everything here is a constant in it."""
+
+    width: int
+    height: int
+    cameras: int
+    flats: int
+    ground: int  # flat surfaces that lie on the ground
+    rounds: int
+    casters: int
+    shaped: bool  # some flat surfaces are no rectangles
+    shadows: bool
+    textures: bool
+    sky: int  # texture of the sky, -1 for black
+    rgb: bool
+    depth: bool
+    segmentation: bool
+
+    @property
+    def tiles_x(self) -> int:
+        """Tiles in a row."""
+        return -(-self.width // TILE_WIDTH)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of a picture."""
+        return self.tiles_x * -(-self.height // TILE_HEIGHT)
+
+    @property
+    def words(self) -> int:
+        """Words of a mask of surfaces."""
+        return -(-(self.flats + self.rounds) // 64)
+
+    @property
+    def bytes_per_frame(self) -> int:
+        """Memory of one picture: its pixels, the records of its surfaces and casters, the masks of its tiles."""
+        pixels = self.width * self.height * (3 * self.rgb + 4 * self.depth + 4 * self.segmentation)
+        records = 48 * self.flats + 64 * self.rounds + 40 * (self.flats + self.rounds) + 184 * self.casters
+        return pixels + records + 16 * self.tiles * self.words
+
+
+@wp.func
+def meets(plane: mat34, f: float, a: float, b: float) -> bool:
+    """Whether a pixel lies in the outline, given f, a f and b f."""
+    inside = wp.max(wp.abs(a), wp.abs(b)) <= f
+    if plane[0, 3] == _TRIANGLE:
+        inside = inside and a + b <= 0.0
+    if plane[0, 3] == _DISK:
+        inside = f > 0.0 and a * a + b * b <= f * f
+    return inside
+
+
+@wp.func
+def nearest_root(r: mat44, x: float, y: float) -> float:
+    """w at which a pixel's ray enters a round surface, 0 if it does not. See `project.project_round`."""
+    dx, dy = x - r[3, 2], y - r[3, 3]
+    q = r[1, 0] + dx * (r[1, 1] + r[1, 3] * dx + r[2, 0] * dy) + dy * (r[1, 2] + r[2, 1] * dy)
+    if q < 0.0:
+        return 0.0
+    w = r[0, 0] + r[0, 1] * dx + r[0, 2] * dy + wp.sqrt(q)
+    if r[3, 1] == float(_CYLINDER) and wp.abs(r[0, 3] * w + r[2, 2] + r[2, 3] * dx + r[3, 0] * dy) > w:
+        return 0.0
+    return w
+
+
+@wp.func
+def facing(p: wp.vec3, middle: wp.vec3, m: wp.mat33, size: wp.vec3, kind: int, sun: wp.vec3) -> float:
+    """max(n . sun, 0) at a point of a round surface, whose normal goes as M (x / size2)."""
+    x = wp.transpose(m) @ (p - middle)
+    n = wp.vec3(x[0] / (size[0] * size[0]), x[1] / (size[1] * size[1]), x[2] / (size[2] * size[2]))
+    if kind == _CYLINDER:
+        n[2] = 0.0
+    return wp.max(wp.dot(wp.normalize(m @ n), sun), 0.0)
+
+
+@wp.func
+def sky_place(d: wp.vec3) -> wp.vec2:
+    """Where a cube texture of six faces, one above the other in OpenGL's order, is seen along d. MuJoCo's sky has its
+    own axes: s = x, t = z, r = -y. The linear filter must not mix neighbours: half a texel of 64 is kept at the seams.
+    """
+    s, t, r = d[0], d[2], -d[1]
+    face, u, v, size = 5.0, -s, -t, wp.abs(r)
+    if wp.abs(s) >= wp.abs(t) and wp.abs(s) >= wp.abs(r):
+        size = wp.abs(s)
+        if s > 0.0:
+            face, u = 0.0, -r
+        else:
+            face, u = 1.0, r
+    elif wp.abs(t) >= wp.abs(r):
+        size = wp.abs(t)
+        u = s
+        if t > 0.0:
+            face, v = 2.0, r
+        else:
+            face, v = 3.0, -r
+    elif r > 0.0:
+        face, u = 4.0, s
+    half = 0.5 / 64.0
+    return wp.vec2(0.5 + 0.5 * u / size, (face + wp.clamp(0.5 + 0.5 * v / size, half, 1.0 - half)) / 6.0)
+
+
+@wp.func
+def packed(c: wp.vec3) -> wp.uint32:
+    """Bytes R, G, B, from the lowest on. Fractions are cut off, as MJX's ray tracer does."""
+    return (
+        wp.uint32(wp.clamp(c[0], 0.0, 1.0) * 255.0)
+        | (wp.uint32(wp.clamp(c[1], 0.0, 1.0) * 255.0) << wp.uint32(8))
+        | (wp.uint32(wp.clamp(c[2], 0.0, 1.0) * 255.0) << wp.uint32(16))
+    )
+
+
+def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
+    """The kernel for one kind of picture: 32 threads a tile, RUN pixels of a row each. hardware: a GPU's textures."""
+    width, height, cameras = picture.width, picture.height, picture.cameras
+    flats, rounds, ground, casters = picture.flats, picture.rounds, picture.ground, picture.casters
+    tiles, tiles_x, words = picture.tiles, picture.tiles_x, picture.words
+    surfaces, whole_words = flats + rounds, width % RUN == 0
+    aligned = width % TILE_WIDTH == 0 and height % TILE_HEIGHT == 0
+    shaped, shadows, textures, sky = picture.shaped, picture.shadows, picture.textures, picture.sky
+    rgb, depth, segmentation = picture.rgb, picture.depth, picture.segmentation
+    options = {"fast_math": True, "enable_backward": False}
+
+    @wp.kernel(module="unique", enable_backward=False, module_options=options)
+    def draw(
+        cams: wp.array2d[wp.vec4],
+        planes: wp.array[mat34],  # [frame * flats]
+        rounded: wp.array[mat44],  # [frame * rounds]
+        colors: wp.array[wp.vec3],  # [frame * surfaces * 2]
+        seen: wp.array[wp.uint64],  # [frame * tiles * words]
+        shades: wp.array[wp.uint64],
+        outlines: wp.array[mat34],  # [env * casters]
+        leaves: wp.array[mat34],
+        caster_kind: wp.array[int],
+        round_geom: wp.array[int],
+        round_kind: wp.array[int],
+        round_size: wp.array[wp.vec3],
+        geom_xpos: wp.array2d[wp.vec3],
+        geom_xmat: wp.array2d[wp.mat33],
+        sun: wp.array[wp.vec3],
+        ids: wp.array[int],  # [surface] geom id in the model
+        surface_material: wp.array[int],  # [surface] material whose texture it shows, -1 for none
+        repeat: wp.array[wp.vec2],  # [material] times that a texture repeats
+        texture_of: wp.array2d[int],  # [1 | env, material] -1 for none
+        images: wp.array[wp.Texture2D],
+        texels: wp.array[wp.uint32],
+        image_shape: wp.array[wp.vec4i],
+        words_out: wp.array3d[wp.uint32],  # [frame, y, words of a row], where a row is whole words
+        bytes_out: wp.array3d[wp.uint8],  # [frame, y, bytes of a row], else
+        depth_out: wp.array3d[float],  # [frame, y, x] m
+        segmentation_out: wp.array3d[int],  # [frame, y, x]
+    ):
+        i = wp.tid()
+        frame = i // wp.static(32 * tiles)
+        rest = i - frame * wp.static(32 * tiles)
+        tile, lane = rest // 32, rest % 32
+        px = tile % wp.static(tiles_x) * TILE_WIDTH + lane % wp.static(TILE_WIDTH // RUN) * RUN
+        py = tile // wp.static(tiles_x) * TILE_HEIGHT + lane // wp.static(TILE_WIDTH // RUN)
+        if wp.static(not aligned) and (px >= width or py >= height):
+            return
+        x, y = float(px), float(py)
+        env = frame // wp.static(cameras)
+        mask_at = (frame * wp.static(tiles) + tile) * wp.static(words)
+
+        # what each pixel sees: the surface with the largest w
+        w, hit = wp.vec4(), wp.vec4i(-1, -1, -1, -1)
+        for word in range(wp.static(words)):
+            mask = seen[mask_at + word]
+            while mask != wp.uint64(0):
+                k = lowest_bit(mask) + 64 * word
+                mask &= mask - wp.uint64(1)
+                if wp.static(rounds == 0) or k < wp.static(flats):
+                    plane = planes[frame * wp.static(flats) + k]
+                    f, a, b = linear(plane, 0, x, y), linear(plane, 1, x, y), linear(plane, 2, x, y)
+                    for n in range(wp.static(RUN)):
+                        if wp.static(shaped):
+                            inside = meets(plane, f, a, b)
+                        else:
+                            inside = wp.max(wp.abs(a), wp.abs(b)) <= f
+                        near = wp.where(inside, f, 0.0)
+                        hit[n] = wp.where(near > w[n], k, hit[n])
+                        w[n] = wp.max(w[n], near)
+                        f += plane[0, 1]
+                        a += plane[1, 1]
+                        b += plane[2, 1]
+                else:
+                    record = rounded[frame * wp.static(rounds) + k - wp.static(flats)]
+                    for n in range(wp.static(RUN)):
+                        near = nearest_root(record, x + float(n), y)
+                        hit[n] = wp.where(near > w[n], k, hit[n])
+                        w[n] = wp.max(w[n], near)
+
+        if wp.static(segmentation or depth):
+            for n in range(wp.static(RUN)):
+                if wp.static(whole_words) or px + n < wp.static(width):
+                    if wp.static(segmentation):
+                        geom = int(-1)
+                        if hit[n] >= 0:
+                            geom = ids[hit[n]]
+                        segmentation_out[frame, py, px + n] = geom
+                    if wp.static(depth):
+                        depth_out[frame, py, px + n] = wp.where(hit[n] >= 0, 1.0 / wp.max(w[n], _FAR), 0.0)
+        if wp.static(rgb):
+            eye, ray, ray_x, ray_y = cams[frame, EYE], cams[frame, RAY], cams[frame, RAY_X], cams[frame, RAY_Y]
+            first = xyz(ray) + xyz(ray_x) * x + xyz(ray_y) * y
+            lit = wp.vec4(1.0, 1.0, 1.0, 1.0)
+            if wp.static(shadows):
+                # where that is: its height, and its x, y once moved along the light to the ground
+                sx, sy, z = wp.vec4(), wp.vec4(), wp.vec4()
+                d = first
+                for n in range(wp.static(RUN)):
+                    t = 1.0 / wp.max(w[n], _FAR)
+                    z[n] = eye[2] + t * d[2]
+                    sx[n] = eye[0] + t * d[0] - z[n] * ray[3]
+                    sy[n] = eye[1] + t * d[1] - z[n] * ray_x[3]
+                    d += xyz(ray_x)
+                shade = wp.uint64(0)
+                for word in range(wp.static(words)):
+                    shade |= shades[mask_at + word]
+                while shade != wp.uint64(0):
+                    k = lowest_bit(shade)
+                    shade &= shade - wp.uint64(1)
+                    outline, kind = outlines[env * wp.static(casters) + k], wp.static(BOX)
+                    if wp.static(rounds > 0):
+                        kind = caster_kind[k]
+                    for n in range(wp.static(RUN)):
+                        if in_outline(kind, outline, sx[n], sy[n]):
+                            if hit[n] < wp.static(ground):
+                                lit[n] = 0.0
+                            else:
+                                leave = leaves[env * wp.static(casters) + k]
+                                p = wp.vec3(sx[n] + z[n] * ray[3], sy[n] + z[n] * ray_x[3], z[n])
+                                if leaves_beyond(kind, outline, leave, p, sx[n], sy[n]):
+                                    lit[n] = 0.0
+            rgbs = wp.vec4ui()
+            d = first
+            for n in range(wp.static(RUN)):
+                k = hit[n]
+                color = wp.vec3(0.0, 0.0, 0.0)
+                if k >= 0:
+                    at = (frame * wp.static(surfaces) + k) * 2
+                    light = lit[n]
+                    if wp.static(rounds > 0):
+                        if k >= wp.static(flats) and light > 0.0:
+                            j = k - wp.static(flats)
+                            g = round_geom[j]
+                            p = xyz(eye) + d / wp.max(w[n], _FAR)
+                            light = facing(p, geom_xpos[env, g], geom_xmat[env, g], round_size[j], round_kind[j], sun[env])
+                    color = colors[at] + (colors[at + 1] - colors[at]) * light
+                    if wp.static(textures):
+                        material = surface_material[k]
+                        if material >= 0:
+                            image = texture_of[env % texture_of.shape[0], material]
+                            if image >= 0:
+                                plane = planes[frame * wp.static(flats) + k]
+                                px_n = x + float(n)
+                                t = 1.0 / wp.max(w[n], _FAR)
+                                uv = wp.cw_mul(
+                                    repeat[material],
+                                    wp.vec2(
+                                        0.5 + 0.5 * t * linear(plane, 1, px_n, y),
+                                        0.5 - 0.5 * t * linear(plane, 2, px_n, y),
+                                    ),
+                                )
+                                if wp.static(hardware):
+                                    color = wp.cw_mul(color, sampled(images[image], uv))
+                                else:
+                                    color = wp.cw_mul(color, interpolated(texels, image_shape[image], uv))
+                elif wp.static(sky >= 0):
+                    if wp.static(hardware):
+                        color = sampled(images[wp.static(sky)], sky_place(d))
+                    else:
+                        color = interpolated(texels, image_shape[wp.static(sky)], sky_place(d))
+                rgbs[n] = packed(color)
+                d += xyz(ray_x)
+            if wp.static(whole_words):
+                at_word = px // wp.static(RUN) * 3
+                words_out[frame, py, at_word] = rgbs[0] | (rgbs[1] << wp.uint32(24))
+                words_out[frame, py, at_word + 1] = (rgbs[1] >> wp.uint32(8)) | (rgbs[2] << wp.uint32(16))
+                words_out[frame, py, at_word + 2] = (rgbs[2] >> wp.uint32(16)) | (rgbs[3] << wp.uint32(8))
+            else:
+                for n in range(wp.static(RUN)):
+                    if px + n < wp.static(width):
+                        at_byte = 3 * (px + n)
+                        bytes_out[frame, py, at_byte] = wp.uint8(rgbs[n] & wp.uint32(255))
+                        bytes_out[frame, py, at_byte + 1] = wp.uint8((rgbs[n] >> wp.uint32(8)) & wp.uint32(255))
+                        bytes_out[frame, py, at_byte + 2] = wp.uint8((rgbs[n] >> wp.uint32(16)) & wp.uint32(255))
+
+    return draw
