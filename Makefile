@@ -28,7 +28,7 @@ train: venv
 test: venv
 	@if [ ! -e .venv/.tests ] || [ pyproject.toml -nt .venv/.tests ]; then \
 		$(PIP) install --editable ".[test]" && touch .venv/.tests; fi
-	$(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not slow" $(ARGS)
+	$(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 lint: venv
 	$(VENV_PYTHON) -m ruff check

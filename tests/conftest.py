@@ -29,12 +29,9 @@ from policies.ik import reach_point  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of training share whole runs, so one process takes them all; the other begins with what takes longest."""
+    """Files of whole runs come first, so that no process is left alone with one of them at the end."""
     first = ("train", "bench")
     items.sort(key=lambda item: first.index(item.path.parent.name) if item.path.parent.name in first else len(first))
-    for item in items:
-        group = "train" if item.path.parent.name == "train" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
