@@ -46,12 +46,12 @@ def about_axis(axis: jax.Array, angle: jax.Array) -> jax.Array:
     return jnp.eye(3) + jnp.sin(angle) * skew + (1 - jnp.cos(angle)) * square
 
 
-def turned(mat: jax.Array, vector: jax.Array) -> jax.Array:
+def turned(mat: jax.Array, vector: jax.Array | np.ndarray) -> jax.Array:
     """mat [..., 3, 3] times vector [..., 3], in full float32 on every device."""
     return jnp.sum(mat * vector[..., None, :], -1)
 
 
-def product(left: jax.Array, right: jax.Array) -> jax.Array:
+def product(left: jax.Array, right: jax.Array | np.ndarray) -> jax.Array:
     """left [..., 3, 3] times right [..., 3, 3], in full float32 on every device."""
     return jnp.sum(left[..., :, :, None] * right[..., None, :, :], -2)
 

@@ -95,7 +95,7 @@ def test_rows_carry_their_count_and_the_device_of_the_measurement(monkeypatch, t
 
     monkeypatch.setattr(cameras, "measure", measured)
     monkeypatch.setattr(cameras, "table", lambda rows: "a row")
-    config = cameras.CamerasConfig(size=("64x64",), num_envs=(8,), cameras=(1,), renderer=("warp", "madrona"),
+    config = cameras.CamerasConfig(size=("64x64",), num_envs=(8,), cameras=(1,), renderer=("quad", "warp"),
                                    out=tmp_path / "a.json")  # fmt: skip
     cameras.main(config)
     record = json.loads(config.out.read_text())
@@ -103,7 +103,7 @@ def test_rows_carry_their_count_and_the_device_of_the_measurement(monkeypatch, t
     assert record["device"] == "NVIDIA H200"
     assert [entry["name"] for entry in record["headline"]] == [
         "h200_rgb64x1_env_steps_per_s", "h200_rgb64x1_render_frames_per_s",
-        "h200_rgb64x1_madrona_env_steps_per_s", "h200_rgb64x1_madrona_render_frames_per_s",
+        "h200_rgb64x1_warp_env_steps_per_s", "h200_rgb64x1_warp_render_frames_per_s",
     ]  # fmt: skip
 
 

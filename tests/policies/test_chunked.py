@@ -162,7 +162,7 @@ def test_horizon_outside_the_chunk(horizon):
 
 
 def test_renderer_that_cannot_draw_a_part():
-    with pytest.raises(ConfigError, match="base_renderer is 'madrona'; choose 'warp' or 'mujoco'"):
+    with pytest.raises(ConfigError, match="base_renderer is 'madrona'; choose 'auto' or 'quad' or 'warp' or 'mujoco'"):
         ChunkedPolicy(StandIn(), 6, "madrona")
 
 

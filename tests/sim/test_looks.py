@@ -13,8 +13,8 @@ from mjx_so101.params import FIELDS, PRESETS, SHEET_TEXTURES, TABLE_TEXTURES
 from mjx_so101.render import RenderConfig, looks_vary, make_renderer
 from mjx_so101.render.looks import Looks
 from mjx_so101.render.poses import Poses, SceneKinematics
-from mjx_so101.render.sensor import SENSOR_FIELDS, sense, sensor_varies
 from mjx_so101.render.quad.renderer import QuadRenderer
+from mjx_so101.render.sensor import SENSOR_FIELDS, sense, sensor_varies
 from mjx_so101.render.warp import WarpRenderer
 from mjx_so101.scene import load_visual_model
 from mjx_so101.textures import SIZE, make_texture

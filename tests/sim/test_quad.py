@@ -85,7 +85,8 @@ def test_masks_are_those_of_mujoco(opengl, random_states, detail, preset):
     state = random_states(preset)
     overlap, union = np.zeros(100), np.zeros(100)
     renderers = [
-        kind(SceneConfig(detail=detail), BOTH, 640, 480, 8, segmentation=True) for kind in (QuadRenderer, MujocoRenderer)
+        kind(SceneConfig(detail=detail), BOTH, 640, 480, 8, segmentation=True)
+        for kind in (QuadRenderer, MujocoRenderer)
     ]
     for first in range(0, 64, 8):
         rows = np.arange(first, first + 8)
@@ -106,7 +107,9 @@ def test_masks_are_those_of_mujoco(opengl, random_states, detail, preset):
 def test_any_size_is_drawn(random_states, size):
     """Also where rows are no whole words and pictures no whole tiles."""
     state = random_states("plain+looks", 4)
-    ours, theirs = (frames_of(kind, state, SceneConfig(detail="coarse"), size=size) for kind in (QuadRenderer, WarpRenderer))
+    ours, theirs = (
+        frames_of(kind, state, SceneConfig(detail="coarse"), size=size) for kind in (QuadRenderer, WarpRenderer)
+    )
     assert ours.rgb.shape == (4, 2, *size[::-1], 3)
     np.testing.assert_allclose(ours.rgb.astype(int), theirs.rgb, atol=60 if max(size) < 20 else 255)
     assert np.abs(ours.rgb.astype(int) - theirs.rgb).mean() <= 1
@@ -190,7 +193,10 @@ def edited(**changes):
         (lambda s: setattr(s.geom("table"), "size", [0, 0, 0.1]), "geom 'table' is an infinite plane"),
         (lambda s: setattr(s.material("link"), "specular", 0.5), "material 'link' has specular"),
         (lambda s: setattr(s.material("link"), "emission", 0.5), "material 'link' has emission"),
-        (lambda s: s.worldbody.add_light(name="spot", type=mujoco.mjtLightType.mjLIGHT_SPOT), "lights are 'main', 'spot'"),
+        (
+            lambda s: s.worldbody.add_light(name="spot", type=mujoco.mjtLightType.mjLIGHT_SPOT),
+            "lights are 'main', 'spot'",
+        ),
         (lambda s: setattr(s.light("main"), "type", mujoco.mjtLightType.mjLIGHT_POINT), "one directional lamp.*'main'"),
         (lambda s: setattr(s.visual.headlight, "diffuse", [0.1, 0.1, 0.1]), "the headlight has a diffuse part"),
     ],
@@ -212,7 +218,7 @@ def test_more_than_it_holds_is_refused(monkeypatch):
     for name, value in (("MAX_CASTERS", 14), ("MAX_SURFACES", 50)):
         with monkeypatch.context() as patch:
             patch.setattr(surfaces, name, value)
-            with pytest.raises(ConfigError, match="51 surfaces and 15 solids.*'quad' holds.*'warp' or 'mujoco'"):
+            with pytest.raises(ConfigError, match=r"51 surfaces and 15 solids.*'quad' holds.*'warp' or 'mujoco'"):
                 surfaces_of(model)
 
 
@@ -225,7 +231,7 @@ def test_auto_takes_it_where_it_can_draw(monkeypatch):
 
 
 def test_picture_counts_tiles_words_and_bytes():
-    picture = Picture(17, 9, 2, 60, 6, 5, 15, False, True, True, 0, True, False, True)
+    picture = Picture(17, 9, 2, 60, 6, 5, 15, False, True, True, 0, False, True)
     assert (picture.tiles_x, picture.tiles, picture.words) == (2, 4, 2)
     assert picture.bytes_per_frame == 17 * 9 * 7 + 48 * 60 + 64 * 5 + 40 * 65 + 184 * 15 + 16 * 4 * 2
 

@@ -1,4 +1,4 @@
-"""Pictures: `quad` and `warp` draw what MuJoCo draws, of the environments, cameras and sizes asked for, or says why not."""
+"""Pictures: `quad` and `warp` draw what MuJoCo draws, of what is asked for, or say why not."""
 
 import jax
 import jax.numpy as jnp

@@ -33,11 +33,11 @@ def test_render_writes_a_contact_sheet(tmp_path, capsys):
 def test_render_compares_renderers(tmp_path, capsys):
     out = tmp_path / "compared.png"
     main(["render", *TINY, "--camera", "top", "--compare", "--no-shadows", "--out", str(out)])
-    (difference,) = re.findall(
-        r"warp against mujoco: mean absolute difference ([\d.]+) of 255", capsys.readouterr().out
+    differences = dict(
+        re.findall(r"(\w+) against mujoco: mean absolute difference ([\d.]+) of 255", capsys.readouterr().out)
     )
-    assert float(difference) <= 12
-    assert imageio.imread(out).shape == (2 * (24 + 2), 3 * (32 + 2), 3)
+    assert set(differences) == {"quad", "warp"} and max(map(float, differences.values())) <= 12
+    assert imageio.imread(out).shape == (2 * (24 + 2), 5 * (32 + 2), 3)  # three pictures, two differences
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_render_randomizes_looks(tmp_path):
         (["--camera", "top", "top"], "name one twice"),
         (["--steps", "-1"], "steps is -1; it must be at least 0"),
         (["--width", "0"], "picture size is 0 x 24"),
-        (["--renderer", "vulkan"], "renderer is 'vulkan'; choose one of 'warp', 'madrona', 'mujoco'"),
+        (["--renderer", "vulkan"], "renderer is 'vulkan'; choose one of 'auto', 'quad', 'warp', 'madrona', 'mujoco'"),
         (["--detail", "medium"], "detail is 'medium'; choose one of 'fine', 'coarse'"),
         (["--base", "jacobean"], "base is 'jacobean'"),
         (["--zoom", "2"], "--zoom"),

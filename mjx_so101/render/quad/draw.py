@@ -7,7 +7,18 @@ from typing import NamedTuple
 import warp as wp
 
 from mjx_so101.render.quad.maths import (
-    EYE, RAY, RAY_X, RAY_Y, RUN, TILE_HEIGHT, TILE_WIDTH, linear, lowest_bit, mat34, mat44, xyz,
+    EYE,
+    RAY,
+    RAY_X,
+    RAY_Y,
+    RUN,
+    TILE_HEIGHT,
+    TILE_WIDTH,
+    linear,
+    lowest_bit,
+    mat34,
+    mat44,
+    xyz,
 )  # fmt: skip
 from mjx_so101.render.quad.shadows import in_outline, leaves_beyond
 from mjx_so101.render.quad.surfaces import BOX, CYLINDER, DISK, TRIANGLE
@@ -32,7 +43,6 @@ class Picture(NamedTuple):
     shadows: bool
     textures: bool
     sky: int  # texture of the sky, -1 for black
-    rgb: bool
     depth: bool
     segmentation: bool
 
@@ -54,7 +64,7 @@ class Picture(NamedTuple):
     @property
     def bytes_per_frame(self) -> int:
         """Memory of one picture: its pixels, the records of its surfaces and casters, the masks of its tiles."""
-        pixels = self.width * self.height * (3 * self.rgb + 4 * self.depth + 4 * self.segmentation)
+        pixels = self.width * self.height * (3 + 4 * self.depth + 4 * self.segmentation)
         records = 48 * self.flats + 64 * self.rounds + 40 * (self.flats + self.rounds) + 184 * self.casters
         return pixels + records + 16 * self.tiles * self.words
 
@@ -137,7 +147,7 @@ def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
     surfaces, whole_words = flats + rounds, width % RUN == 0
     aligned = width % TILE_WIDTH == 0 and height % TILE_HEIGHT == 0
     shaped, shadows, textures, sky = picture.shaped, picture.shadows, picture.textures, picture.sky
-    rgb, depth, segmentation = picture.rgb, picture.depth, picture.segmentation
+    depth, segmentation = picture.depth, picture.segmentation
     options = {"fast_math": True, "enable_backward": False}
 
     @wp.kernel(module="unique", enable_backward=False, module_options=options)
@@ -192,7 +202,7 @@ def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
                     plane = planes[frame * wp.static(flats) + k]
                     f, a, b = linear(plane, 0, x, y), linear(plane, 1, x, y), linear(plane, 2, x, y)
                     for n in range(wp.static(RUN)):
-                        if wp.static(shaped):
+                        if wp.static(shaped):  # noqa: SIM108 - Warp decides it when the kernel is made
                             inside = meets(plane, f, a, b)
                         else:
                             inside = wp.max(wp.abs(a), wp.abs(b)) <= f
@@ -213,96 +223,95 @@ def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
             for n in range(wp.static(RUN)):
                 if wp.static(whole_words) or px + n < wp.static(width):
                     if wp.static(segmentation):
-                        geom = int(-1)
+                        geom = -1
                         if hit[n] >= 0:
                             geom = ids[hit[n]]
                         segmentation_out[frame, py, px + n] = geom
                     if wp.static(depth):
                         depth_out[frame, py, px + n] = wp.where(hit[n] >= 0, 1.0 / wp.max(w[n], _FAR), 0.0)
-        if wp.static(rgb):
-            eye, ray, ray_x, ray_y = cams[frame, EYE], cams[frame, RAY], cams[frame, RAY_X], cams[frame, RAY_Y]
-            first = xyz(ray) + xyz(ray_x) * x + xyz(ray_y) * y
-            lit = wp.vec4(1.0, 1.0, 1.0, 1.0)
-            if wp.static(shadows):
-                # where that is: its height, and its x, y once moved along the light to the ground
-                sx, sy, z = wp.vec4(), wp.vec4(), wp.vec4()
-                d = first
-                for n in range(wp.static(RUN)):
-                    t = 1.0 / wp.max(w[n], _FAR)
-                    z[n] = eye[2] + t * d[2]
-                    sx[n] = eye[0] + t * d[0] - z[n] * ray[3]
-                    sy[n] = eye[1] + t * d[1] - z[n] * ray_x[3]
-                    d += xyz(ray_x)
-                shade = wp.uint64(0)
-                for word in range(wp.static(words)):
-                    shade |= shades[mask_at + word]
-                while shade != wp.uint64(0):
-                    k = lowest_bit(shade)
-                    shade &= shade - wp.uint64(1)
-                    outline, kind = outlines[env * wp.static(casters) + k], wp.static(BOX)
-                    if wp.static(rounds > 0):
-                        kind = caster_kind[k]
-                    for n in range(wp.static(RUN)):
-                        if in_outline(kind, outline, sx[n], sy[n]):
-                            if hit[n] < wp.static(ground):
-                                lit[n] = 0.0
-                            else:
-                                leave = leaves[env * wp.static(casters) + k]
-                                p = wp.vec3(sx[n] + z[n] * ray[3], sy[n] + z[n] * ray_x[3], z[n])
-                                if leaves_beyond(kind, outline, leave, p, sx[n], sy[n]):
-                                    lit[n] = 0.0
-            rgbs = wp.vec4ui()
+        eye, ray, ray_x, ray_y = cams[frame, EYE], cams[frame, RAY], cams[frame, RAY_X], cams[frame, RAY_Y]
+        first = xyz(ray) + xyz(ray_x) * x + xyz(ray_y) * y
+        lit = wp.vec4(1.0, 1.0, 1.0, 1.0)
+        if wp.static(shadows):
+            # where that is: its height, and its x, y once moved along the light to the ground
+            sx, sy, z = wp.vec4(), wp.vec4(), wp.vec4()
             d = first
             for n in range(wp.static(RUN)):
-                k = hit[n]
-                color = wp.vec3(0.0, 0.0, 0.0)
-                if k >= 0:
-                    at = (frame * wp.static(surfaces) + k) * 2
-                    light = lit[n]
-                    if wp.static(rounds > 0):
-                        if k >= wp.static(flats) and light > 0.0:
-                            j = k - wp.static(flats)
-                            g = round_geom[j]
-                            p = xyz(eye) + d / wp.max(w[n], _FAR)
-                            light = facing(p, geom_xpos[env, g], geom_xmat[env, g], round_size[j], round_kind[j], sun[env])
-                    color = colors[at] + (colors[at + 1] - colors[at]) * light
-                    if wp.static(textures):
-                        material = surface_material[k]
-                        if material >= 0:
-                            image = texture_of[env % texture_of.shape[0], material]
-                            if image >= 0:
-                                plane = planes[frame * wp.static(flats) + k]
-                                px_n = x + float(n)
-                                t = 1.0 / wp.max(w[n], _FAR)
-                                uv = wp.cw_mul(
-                                    repeat[material],
-                                    wp.vec2(
-                                        0.5 + 0.5 * t * linear(plane, 1, px_n, y),
-                                        0.5 - 0.5 * t * linear(plane, 2, px_n, y),
-                                    ),
-                                )
-                                if wp.static(hardware):
-                                    color = wp.cw_mul(color, sampled(images[image], uv))
-                                else:
-                                    color = wp.cw_mul(color, interpolated(texels, image_shape[image], uv))
-                elif wp.static(sky >= 0):
-                    if wp.static(hardware):
-                        color = sampled(images[wp.static(sky)], sky_place(d))
-                    else:
-                        color = interpolated(texels, image_shape[wp.static(sky)], sky_place(d))
-                rgbs[n] = packed(color)
+                t = 1.0 / wp.max(w[n], _FAR)
+                z[n] = eye[2] + t * d[2]
+                sx[n] = eye[0] + t * d[0] - z[n] * ray[3]
+                sy[n] = eye[1] + t * d[1] - z[n] * ray_x[3]
                 d += xyz(ray_x)
-            if wp.static(whole_words):
-                at_word = px // wp.static(RUN) * 3
-                words_out[frame, py, at_word] = rgbs[0] | (rgbs[1] << wp.uint32(24))
-                words_out[frame, py, at_word + 1] = (rgbs[1] >> wp.uint32(8)) | (rgbs[2] << wp.uint32(16))
-                words_out[frame, py, at_word + 2] = (rgbs[2] >> wp.uint32(16)) | (rgbs[3] << wp.uint32(8))
-            else:
+            shade = wp.uint64(0)
+            for word in range(wp.static(words)):
+                shade |= shades[mask_at + word]
+            while shade != wp.uint64(0):
+                k = lowest_bit(shade)
+                shade &= shade - wp.uint64(1)
+                outline, kind = outlines[env * wp.static(casters) + k], wp.static(BOX)
+                if wp.static(rounds > 0):
+                    kind = caster_kind[k]
                 for n in range(wp.static(RUN)):
-                    if px + n < wp.static(width):
-                        at_byte = 3 * (px + n)
-                        bytes_out[frame, py, at_byte] = wp.uint8(rgbs[n] & wp.uint32(255))
-                        bytes_out[frame, py, at_byte + 1] = wp.uint8((rgbs[n] >> wp.uint32(8)) & wp.uint32(255))
-                        bytes_out[frame, py, at_byte + 2] = wp.uint8((rgbs[n] >> wp.uint32(16)) & wp.uint32(255))
+                    if in_outline(kind, outline, sx[n], sy[n]):
+                        if hit[n] < wp.static(ground):
+                            lit[n] = 0.0
+                        else:
+                            leave = leaves[env * wp.static(casters) + k]
+                            p = wp.vec3(sx[n] + z[n] * ray[3], sy[n] + z[n] * ray_x[3], z[n])
+                            if leaves_beyond(kind, outline, leave, p, sx[n], sy[n]):
+                                lit[n] = 0.0
+        rgbs = wp.vec4ui()
+        d = first
+        for n in range(wp.static(RUN)):
+            k = hit[n]
+            color = wp.vec3(0.0, 0.0, 0.0)
+            if k >= 0:
+                at = (frame * wp.static(surfaces) + k) * 2
+                light = lit[n]
+                if wp.static(rounds > 0):  # noqa: SIM102 - likewise
+                    if k >= wp.static(flats) and light > 0.0:
+                        j = k - wp.static(flats)
+                        g = round_geom[j]
+                        p = xyz(eye) + d / wp.max(w[n], _FAR)
+                        light = facing(p, geom_xpos[env, g], geom_xmat[env, g], round_size[j], round_kind[j], sun[env])
+                color = colors[at] + (colors[at + 1] - colors[at]) * light
+                if wp.static(textures):
+                    material = surface_material[k]
+                    if material >= 0:
+                        image = texture_of[env % texture_of.shape[0], material]
+                        if image >= 0:
+                            plane = planes[frame * wp.static(flats) + k]
+                            px_n = x + float(n)
+                            t = 1.0 / wp.max(w[n], _FAR)
+                            uv = wp.cw_mul(
+                                repeat[material],
+                                wp.vec2(
+                                    0.5 + 0.5 * t * linear(plane, 1, px_n, y),
+                                    0.5 - 0.5 * t * linear(plane, 2, px_n, y),
+                                ),
+                            )
+                            if wp.static(hardware):
+                                color = wp.cw_mul(color, sampled(images[image], uv))
+                            else:
+                                color = wp.cw_mul(color, interpolated(texels, image_shape[image], uv))
+            elif wp.static(sky >= 0):
+                if wp.static(hardware):
+                    color = sampled(images[wp.static(sky)], sky_place(d))
+                else:
+                    color = interpolated(texels, image_shape[wp.static(sky)], sky_place(d))
+            rgbs[n] = packed(color)
+            d += xyz(ray_x)
+        if wp.static(whole_words):
+            at_word = px // wp.static(RUN) * 3
+            words_out[frame, py, at_word] = rgbs[0] | (rgbs[1] << wp.uint32(24))
+            words_out[frame, py, at_word + 1] = (rgbs[1] >> wp.uint32(8)) | (rgbs[2] << wp.uint32(16))
+            words_out[frame, py, at_word + 2] = (rgbs[2] >> wp.uint32(16)) | (rgbs[3] << wp.uint32(8))
+        else:
+            for n in range(wp.static(RUN)):
+                if px + n < wp.static(width):
+                    at_byte = 3 * (px + n)
+                    bytes_out[frame, py, at_byte] = wp.uint8(rgbs[n] & wp.uint32(255))
+                    bytes_out[frame, py, at_byte + 1] = wp.uint8((rgbs[n] >> wp.uint32(8)) & wp.uint32(255))
+                    bytes_out[frame, py, at_byte + 2] = wp.uint8((rgbs[n] >> wp.uint32(16)) & wp.uint32(255))
 
     return draw

@@ -25,6 +25,7 @@ CAMERA_ROWS = 7
 
 @wp.func
 def xyz(v: wp.vec4) -> wp.vec3:
+    """The first three numbers."""
     return wp.vec3(v[0], v[1], v[2])
 
 
@@ -36,6 +37,7 @@ def linear(m: mat34, i: int, x: float, y: float) -> float:
 
 @wp.func
 def row4(v: wp.vec3, last: float) -> wp.vec4:
+    """v and one number more."""
     return wp.vec4(v[0], v[1], v[2], last)
 
 
@@ -64,6 +66,7 @@ def grown(rect: wp.vec4, point: wp.vec3, cams: wp.array2d[wp.vec4], frame: int) 
 
 @wp.func
 def empty_rect() -> wp.vec4:
+    """A rectangle that holds nothing, to be grown."""
     return wp.vec4(1.0e9, 1.0e9, -1.0e9, -1.0e9)
 
 
@@ -74,4 +77,6 @@ def empty_rect() -> wp.vec4:
     return __builtin_ctzll(mask);
 #endif
 """)
-def lowest_bit(mask: wp.uint64) -> int: ...
+def lowest_bit(mask: wp.uint64) -> int:
+    """Place of the lowest bit that is set; undefined for 0."""
+    ...

@@ -8,7 +8,20 @@ from __future__ import annotations
 import warp as wp
 
 from mjx_so101.render.quad.maths import (
-    AHEAD, DOWN, EYE, RAY, RAY_X, RAY_Y, RIGHT, empty_rect, grown, mat34, mat44, row4, seen_along, xyz,
+    AHEAD,
+    DOWN,
+    EYE,
+    RAY,
+    RAY_X,
+    RAY_Y,
+    RIGHT,
+    empty_rect,
+    grown,
+    mat34,
+    mat44,
+    row4,
+    seen_along,
+    xyz,
 )  # fmt: skip
 from mjx_so101.render.quad.surfaces import CYLINDER
 
@@ -134,7 +147,9 @@ def project_round(
     colors: wp.array3d[wp.vec3],  # out [frame, ..., 2] in the shadow, where the light falls straight on it
     rects: wp.array2d[wp.vec4],  # out
 ):
-    """In coordinates where the surface has radius 1: O = S Mt (o - c), D = S Mt d, S = diag(1 / size), for a cylinder
+    """The nearer root for a ray and a surface of second order.
+
+    In coordinates where the surface has radius 1: O = S Mt (o - c), D = S Mt d, S = diag(1 / size), for a cylinder
     without the part along its axis. |O + t D| = 1 has the nearer root
 
         w = 1 / t = (sqrt(q) - O . D) / C,  C = |O|2 - 1,  q = (O . D)2 - |D|2 C = |D|2 - |O x D|2 (Lagrange),
@@ -198,6 +213,7 @@ def around_box(
 def around_axes(
     rect: wp.vec4, middle: wp.vec3, x: wp.vec3, y: wp.vec3, z: wp.vec3, cams: wp.array2d[wp.vec4], frame: int
 ) -> wp.vec4:
+    """rect grown by the eight corners middle +- x +- y +- z."""
     for corner in range(8):
         point = middle
         point += x * (1.0 - 2.0 * float(corner & 1))

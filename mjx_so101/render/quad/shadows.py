@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warp as wp
 
-from mjx_so101.render.quad.maths import AHEAD, EYE, RAY, RAY_X, RAY_Y, empty_rect, mat34, row4, xyz
+from mjx_so101.render.quad.maths import EYE, RAY, RAY_X, RAY_Y, empty_rect, mat34
 from mjx_so101.render.quad.project import around_axes
 from mjx_so101.render.quad.surfaces import BOX, ELLIPSOID
 
@@ -54,14 +54,14 @@ def place_casters(
     low: wp.array2d[wp.vec3],  # out [env, caster] bounds in the light's axes (m)
     high: wp.array2d[wp.vec3],
 ):
-    """With l the light in the solid's own axes and x = Mt (p - c):
+    """Where light meets a solid and how far on it leaves it. l is the light in the solid's own axes, x = Mt (p - c).
 
-    Box, half sizes s. Outline: |x_i l_j - x_j l_i| <= s_i |l_j| + s_j |l_i| for the three pairs; the rows are divided by
-    the right side. The light leaves side i after s_i / |l_i| - x_i / l_i.
+    Box, half sizes s. Outline: |x_i l_j - x_j l_i| <= s_i |l_j| + s_j |l_i| for the three pairs; the rows are divided
+    by the right side. The light leaves side i after s_i / |l_i| - x_i / l_i.
 
-    Cylinder, radius r, half height h, e across light and axis, y along the light across the axis, l_h = hypot(l_x, l_y).
-    Outline: |a| <= 1 with a = e . x / r, and |b| <= h l_h + r |l_z| sqrt(1 - a2) with b = h_l z - l_z y. The light
-    leaves the side after (r sqrt(1 - a2) - y) / l_h, the end after h / |l_z| - z / l_z.
+    Cylinder, radius r, half height h, e across light and axis, y along the light across the axis,
+    l_h = hypot(l_x, l_y). Outline: |a| <= 1 with a = e . x / r, and |b| <= h l_h + r |l_z| sqrt(1 - a2) with
+    b = l_h z - l_z y. The light leaves the side after (r sqrt(1 - a2) - y) / l_h, the end after h / |l_z| - z / l_z.
 
     Ellipsoid, in axes where it is the unit sphere: |a| <= 1, |b| <= sqrt(1 - a2) across the light, whose own coordinate
     t tells that it is left after (sqrt(1 - a2 - b2) - t) / |l / s|.
@@ -70,16 +70,16 @@ def place_casters(
     m = geom_xmat[env, geom[k]]
     c = geom_xpos[env, geom[k]]
     s = size[k]
-    l = wp.transpose(m) @ sun[env]
+    light = wp.transpose(m) @ sun[env]
     outline, leave = mat34(), mat34()
     if kind[k] == _BOX:
         for i in range(3):
             j = (i + 1) % 3
             mi, mj = wp.vec3(m[0, i], m[1, i], m[2, i]), wp.vec3(m[0, j], m[1, j], m[2, j])
-            across = (mi * l[j] - mj * l[i]) / wp.max(s[i] * wp.abs(l[j]) + s[j] * wp.abs(l[i]), 1.0e-9)
+            across = (mi * light[j] - mj * light[i]) / wp.max(s[i] * wp.abs(light[j]) + s[j] * wp.abs(light[i]), 1.0e-9)
             outline[i] = wp.vec4(across[0], across[1], -wp.dot(across, c), 0.0)
-            out = about(mi / -not_zero(l[i]), c)
-            leave[i] = wp.vec4(out[0], out[1], out[2], out[3] + s[i] / wp.abs(not_zero(l[i])))
+            out = about(mi / -not_zero(light[i]), c)
+            leave[i] = wp.vec4(out[0], out[1], out[2], out[3] + s[i] / wp.abs(not_zero(light[i])))
     elif kind[k] == _ELLIPSOID:
         to_unit = wp.diag(wp.vec3(1.0 / s[0], 1.0 / s[1], 1.0 / s[2])) @ wp.transpose(m)
         stretched = to_unit @ sun[env]
@@ -94,18 +94,18 @@ def place_casters(
         leave[1] = wp.vec4(0.0, 0.0, 0.0, 0.0)
         leave[2] = wp.vec4(1.0 / length, 1.0e9, 0.0, 0.0)
     else:
-        flat = wp.max(wp.sqrt(l[0] * l[0] + l[1] * l[1]), _STEEP)
-        along, across = wp.vec3(l[0], l[1], 0.0) / flat, wp.vec3(-l[1], l[0], 0.0) / flat
+        flat = wp.max(wp.sqrt(light[0] * light[0] + light[1] * light[1]), _STEEP)
+        along, across = wp.vec3(light[0], light[1], 0.0) / flat, wp.vec3(-light[1], light[0], 0.0) / flat
         if flat == _STEEP:
             along, across = wp.vec3(1.0, 0.0, 0.0), wp.vec3(0.0, 1.0, 0.0)
         world_along, axis = m @ along, wp.vec3(m[0, 2], m[1, 2], m[2, 2])
-        a, b = m @ across / s[0], axis * flat - world_along * l[2]
+        a, b = m @ across / s[0], axis * flat - world_along * light[2]
         outline[0] = wp.vec4(a[0], a[1], -wp.dot(a, c), 0.0)
         outline[1] = wp.vec4(b[0], b[1], -wp.dot(b, c), 0.0)
-        outline[2] = wp.vec4(s[2] * flat, s[0] * wp.abs(l[2]), 0.0, 0.0)
+        outline[2] = wp.vec4(s[2] * flat, s[0] * wp.abs(light[2]), 0.0, 0.0)
         leave[0] = about(world_along / flat, c)
-        leave[1] = about(axis / not_zero(l[2]), c)
-        leave[2] = wp.vec4(s[0] / flat, s[2] / wp.abs(not_zero(l[2])), 0.0, 0.0)
+        leave[1] = about(axis / not_zero(light[2]), c)
+        leave[2] = wp.vec4(s[0] / flat, s[2] / wp.abs(not_zero(light[2])), 0.0, 0.0)
     outlines[env, k] = outline
     leaves[env, k] = leave
     axes = light_axes(sun[env])
@@ -130,11 +130,9 @@ def find_shaded(
     if me >= 0:
         mine_low, mine_high = low[env, me], high[env, me]
         for k in range(low.shape[1]):
-            l, h = low[env, k], high[env, k]
-            if (
-                k != me and l[0] < mine_high[0] and h[0] > mine_low[0] and l[1] < mine_high[1] and h[1] > mine_low[1]
-                and h[2] > mine_low[2]
-            ):  # fmt: skip
+            a, b = low[env, k], high[env, k]
+            across = a[0] < mine_high[0] and b[0] > mine_low[0] and a[1] < mine_high[1] and b[1] > mine_low[1]
+            if k != me and across and b[2] > mine_low[2]:
                 mask |= wp.uint64(1) << wp.uint64(k)
     casts[env, g] = mask
 

@@ -59,10 +59,9 @@ def inside(i: int, count: int, ends: int) -> int:
 
 @wp.func
 def rgb_of(texel: wp.uint32) -> wp.vec3:
+    """Three numbers up to 255."""
     mask = wp.uint32(255)
-    return wp.vec3(
-        float(texel & mask), float((texel >> wp.uint32(8)) & mask), float((texel >> wp.uint32(16)) & mask)
-    )
+    return wp.vec3(float(texel & mask), float((texel >> wp.uint32(8)) & mask), float((texel >> wp.uint32(16)) & mask))
 
 
 @wp.func

@@ -26,9 +26,7 @@ def may_hold(f: mat34, m: mat34, i: int, x: float, y: float) -> bool:
 @wp.func
 def overlaps(rect: wp.vec4, x: float, y: float) -> bool:
     """Whether a rectangle of pixels and the tile whose middle is x, y have something in common."""
-    return (
-        rect[0] <= x + _REACH_X and rect[2] >= x - _REACH_X and rect[1] <= y + _REACH_Y and rect[3] >= y - _REACH_Y
-    )
+    return rect[0] <= x + _REACH_X and rect[2] >= x - _REACH_X and rect[1] <= y + _REACH_Y and rect[3] >= y - _REACH_Y
 
 
 @wp.kernel(enable_backward=False)
