@@ -37,7 +37,7 @@ from bench.targets import MODES
 from mjx_so101 import ConfigError, HealthError, PaperReturnEnv, SceneConfig, SO101Error, TaskConfig, load_randomization
 from mjx_so101.errors import require_choice
 from mjx_so101.physics import BACKENDS, default_backend
-from mjx_so101.render import AUTO, RenderConfig, check_pictures, make_renderer
+from mjx_so101.render import RenderConfig, check_pictures, make_renderer
 from mjx_so101.render.sheet import contact_sheet, save_png
 from train.provenance import device, prefix_of
 from train.report import peak_memory
@@ -200,14 +200,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def headline_name(config: FpsConfig, mode: str, on: str) -> str:
-    """<device>_<what>_env_steps_per_s: 'state' or 'rgb<size>x<cameras>', and whatever is not the default."""
+def headline_name(config: FpsConfig, mode: str, on: str, renderer: str = "quad") -> str:
+    """<device>_<what>_env_steps_per_s: 'state' or 'rgb<size>x<cameras>', and whatever is not the default.
+
+    renderer: what drew, whatever the configuration left open.
+    """
     render = config.render
     size = f"{render.width}" if render.width == render.height else f"{render.width}x{render.height}"
     parts = [prefix_of(on), "state"]
     if config.obs == "rgb":
         parts[1] = f"rgb{size}x{len(render.cameras)}"
-        parts += [render.renderer] if render.renderer not in (AUTO, "quad") else []
+        parts += [renderer] if renderer != "quad" else []
         parts += ["meshes"] if config.meshes else ["fine"] if render.detail == "fine" else []
     parts += [config.randomization.replace("+", "_")] if config.randomization != "plain" else []
     parts += [config.sheet_friction] if config.sheet_friction != "dry" else []
@@ -217,7 +220,7 @@ def headline_name(config: FpsConfig, mode: str, on: str) -> str:
 
 def figures(config: FpsConfig, mode: str, row: dict[str, Any], on: str) -> list[dict[str, Any]]:
     """The headline of a row."""
-    name = headline_name(config, mode, on)
+    name = headline_name(config, mode, on, row.get("renderer", "quad"))
     found = [figure(name, row["env_steps_per_s"], "control steps/s")]
     if config.obs == "rgb":
         frames = row["render_only_frames_per_s"]

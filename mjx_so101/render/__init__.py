@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+
 from mjx_so101.errors import ConfigError, require_choice
 from mjx_so101.params import FIELDS, Randomization
 from mjx_so101.render.base import Frames, Renderer, check_pictures
@@ -32,7 +34,7 @@ class RenderConfig:
 
     renderer: str = AUTO
     """'quad' or 'warp' (GPU or CPU), 'madrona' (NVIDIA GPU) or 'mujoco' (OpenGL, one environment at a time); 'auto'
-    takes 'quad' where it can draw the scene, else 'warp', which is slower."""
+    takes 'quad' on a CPU where it can draw the scene, else 'warp', which is slower there."""
     cameras: tuple[str, ...] = ("top",)
     """Cameras of the scene, in the order of the pictures."""
     width: int = 64
@@ -115,6 +117,9 @@ def make_renderer(
 
 
 def _quad_or_warp(scene: SceneConfig) -> str:
+    """`quad` has not run on a GPU yet; until it has, nobody there gets it without asking."""
+    if jax.default_backend() != "cpu":
+        return "warp"
     from mjx_so101.render.quad.surfaces import surfaces_of
 
     try:

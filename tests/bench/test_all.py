@@ -90,7 +90,10 @@ def test_each_measurement_is_the_command_of_bench_fps(tmp_path):
 
 def test_rows_carry_their_count_and_the_device_of_the_measurement(monkeypatch, tmp_path):
     def measured(one):
-        row = {"num_envs": one.num_envs[0], "env_steps_per_s": 10.0, "render_only_frames_per_s": 20.0}
+        row = {
+            "num_envs": one.num_envs[0], "env_steps_per_s": 10.0, "render_only_frames_per_s": 20.0,
+            "renderer": one.render.renderer,
+        }  # fmt: skip
         return {"device": "NVIDIA H200", "rows": [row], "headline": fps.figures(one, "random", row, "NVIDIA H200")}
 
     monkeypatch.setattr(cameras, "measure", measured)

@@ -120,7 +120,16 @@ def test_pictures_add_the_frames_per_second_of_the_best_row(monkeypatch):
     ],
 )  # fmt: skip
 def test_names_follow_from_the_command(config, mode, name):
-    assert fps.headline_name(config, mode, "NVIDIA H100 80GB HBM3") == name
+    drawn_by = "madrona" if config.render.renderer == "madrona" else "quad"
+    assert fps.headline_name(config, mode, "NVIDIA H100 80GB HBM3", drawn_by) == name
+
+
+def test_a_name_tells_what_drew_not_what_was_left_open():
+    config = FpsConfig(num_envs=(4,), obs="rgb", render=RenderConfig(detail="coarse"))
+    row = {"env_steps_per_s": 1.0, "render_only_frames_per_s": 2.0, "renderer": "warp"}
+    assert [entry["name"] for entry in fps.figures(config, "random", row, "NVIDIA H100 80GB HBM3")] == [
+        "h100_rgb64x1_warp_env_steps_per_s", "h100_rgb64x1_warp_render_frames_per_s",
+    ]  # fmt: skip
 
 
 def test_resets_happen_and_are_counted(record):

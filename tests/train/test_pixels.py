@@ -239,7 +239,9 @@ def test_one_frozen_camera_of_two_is_seen():
 @pytest.mark.parametrize("renderer", ["mujoco", "madrona"])
 def test_only_what_draws_inside_jit_can_teach(make_env, renderer):
     config = dataclasses.replace(RENDER, renderer=renderer)
-    with pytest.raises(ConfigError, match=f"renderer is '{renderer}'; learning from pixels needs one .* choose 'auto', 'quad', 'warp'"):
+    with pytest.raises(
+        ConfigError, match=f"renderer is '{renderer}'; learning from pixels needs one .* choose 'auto', 'quad', 'warp'"
+    ):
         Eyes(config, make_env(2, "nominal"))
 
 
