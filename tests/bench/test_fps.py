@@ -94,7 +94,7 @@ def test_each_count_backend_and_mode_is_measured_and_the_best_of_a_mode_is_its_h
 def test_pictures_add_the_frames_per_second_of_the_best_row(monkeypatch):
     def measured(config, backend, num_envs, mode):
         return {**ROW, "targets": mode, "physics": backend, "num_envs": num_envs, "env_steps_per_s": 10.0 * num_envs,
-                "physics_steps_per_s": 1, "renderer": "warp", "cameras": ["top"], "width": 64, "height": 64,
+                "physics_steps_per_s": 1, "renderer": "quad", "cameras": ["top"], "width": 64, "height": 64,
                 "render_only_frames_per_s": 70.0 * num_envs}  # fmt: skip
 
     monkeypatch.setattr(fps, "measure", measured)
