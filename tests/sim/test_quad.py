@@ -81,26 +81,33 @@ def test_larger_pictures_are_those_of_the_ray_tracer(random_states, detail):
 @pytest.mark.parametrize("preset", ["nominal", "plain+looks"])
 @pytest.mark.parametrize("detail", ["coarse", "fine"])
 def test_masks_are_those_of_mujoco(opengl, random_states, detail, preset):
-    """Pooled over 64 states, every shape with at least 500 pixels, at 640 x 480."""
-    state = random_states(preset)
-    overlap, union = np.zeros(100), np.zeros(100)
-    renderers = [
-        kind(SceneConfig(detail=detail), BOTH, 640, 480, 8, segmentation=True)
-        for kind in (QuadRenderer, MujocoRenderer)
-    ]
+    """Pooled over 64 states at 640 x 480: every object with at least 500 pixels.
+
+    Shapes of one body and one material count as one object, since some have faces in one plane; MuJoCo cuts off what is
+    nearer than 3 mm, so such pictures are left out. Measured: 0.99 and more, but for one object of 6,580 pixels, 50 a
+    picture, in the fine look with random looks: 0.98997.
+    """
+    state, shape = random_states(preset), (SceneConfig(detail=detail), BOTH, 640, 480, 8)
+    ours, theirs = QuadRenderer(*shape, **ALL), MujocoRenderer(*shape, segmentation=True)
+    model = ours.model
+    objects = np.append(model.geom_bodyid * model.nmat + model.geom_matid, model.nbody * model.nmat)
+    count, near = objects.max() + 1, 0
+    overlap, union = np.zeros(count), np.zeros(count)
     for first in range(0, 64, 8):
         rows = np.arange(first, first + 8)
-        ours, theirs = (np.asarray(renderer.frames(state, rows).segmentation) for renderer in renderers)
-        for geom in np.union1d(ours, theirs):
-            overlap[geom] += ((ours == geom) & (theirs == geom)).sum()
-            union[geom] += ((ours == geom) | (theirs == geom)).sum()
-    renderers[1].close()
+        frames = jax.tree.map(np.asarray, ours.frames(state, rows))
+        whole = np.where(frames.depth > 0, frames.depth, 1.0).min((2, 3)) > 0.004
+        near += (~whole).sum()
+        drawn, expected = (
+            objects[labels][whole] for labels in (frames.segmentation, theirs.frames(state, rows).segmentation)
+        )
+        overlap += np.bincount(drawn[drawn == expected], minlength=count)
+        union += np.bincount(drawn.ravel(), minlength=count) + np.bincount(expected.ravel(), minlength=count)
+    theirs.close()
+    union -= overlap
     shown = union >= 500
-    assert shown.sum() > 15
-    # two shapes whose faces lie in one plane are told apart by rounding in either renderer: counted together below
-    agree = overlap[shown] / union[shown]
-    assert np.sum(agree < 0.99) <= (0 if detail == "coarse" else 8), np.flatnonzero(shown)[agree < 0.99]
-    assert overlap[shown].sum() / union[shown].sum() > 0.99
+    assert shown.sum() > 10 and near < 32
+    assert (overlap[shown] / union[shown]).min() >= 0.9895
 
 
 @pytest.mark.parametrize("size", [(90, 70), (17, 5), (1, 1), (16, 8)])
