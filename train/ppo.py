@@ -26,7 +26,7 @@ class PPOConfig:
     unroll: int = 32
     """Control steps of each environment between updates."""
     epochs: int = 4
-    minibatches: int = 16
+    minibatches: int = 8
     learning_rate: float = 1e-3
     """At the start; it falls linearly ..."""
     final_learning_rate: float = 1e-4
