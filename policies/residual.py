@@ -165,7 +165,7 @@ class ResidualConfig:
     """Largest correction of a joint target (rad) at alpha = 1."""
     hidden: tuple[int, ...] = (128, 128)
     """Hidden layers of actor and critic, tanh."""
-    initial_std: float = 0.2
+    initial_std: float = 0.3
     """Standard deviation of r at the start."""
 
     def __post_init__(self) -> None:

@@ -62,7 +62,7 @@ class TrainConfig:
     eval_batch: int = 0
     """Episodes that an evaluation simulates at once, which decides its rounding; 0: 128 on native, else 1,024, and with
     a base that runs a model no more than eval_episodes."""
-    stay_share: float = 1.0
+    stay_share: float = 0.25
     """Share of the training episodes that go on after success, so that the policy learns to stay."""
     obs: str = "state"
     """What the residual sees: 'state' (with the sheet's seen pose), 'state25' (the published 25 numbers and nothing
@@ -256,8 +256,8 @@ PRESETS: dict[str, TrainConfig] = {
         eval_episodes=1024,
         report_episodes=1024,
         stop_at_success=0.99,
-        residual=ResidualConfig(initial_std=0.3),
-        ppo=PPOConfig(unroll=16, minibatches=32, learning_rate=5e-4, final_learning_rate=1e-4),
+        stay_share=1.0,
+        ppo=PPOConfig(unroll=16, minibatches=32, learning_rate=5e-4, final_learning_rate=1e-4, entropy_cost=1e-3),
     ),
     # A model of three billion parameters gives some thousand control steps a second: few steps, each used often, and
     # few episodes in evaluations. 128 iterations of 512 x 16 steps.
@@ -268,8 +268,10 @@ PRESETS: dict[str, TrainConfig] = {
         eval_episodes=128,
         report_episodes=256,
         stop_at_success=0.99,
-        residual=ResidualConfig(initial_std=0.3),
-        ppo=PPOConfig(unroll=16, epochs=8, minibatches=8, learning_rate=5e-4, final_learning_rate=1e-4),
+        stay_share=1.0,
+        ppo=PPOConfig(
+            unroll=16, epochs=8, minibatches=8, learning_rate=5e-4, final_learning_rate=1e-4, entropy_cost=1e-3
+        ),
     ),
     # The plan of the project before this one: 500,000 steps, 4 environments, learning rate 3e-4, rollouts of 256
     # steps, minibatches of 64 rows.

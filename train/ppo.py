@@ -35,7 +35,7 @@ class PPOConfig:
     gae_lambda: float = 0.95
     clip: float = 0.2
     value_cost: float = 0.5
-    entropy_cost: float = 1e-3
+    entropy_cost: float = 0.0
     max_grad_norm: float = 1.0
     residual_cost: float = 0.0009
     """Cost of |r|^2 in each step: a small residual is preferred."""
