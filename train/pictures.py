@@ -32,7 +32,7 @@ class RenderFlags:
     randomize: bool = False
     """Draw colours, textures, lights, cameras and sensor effects at random."""
     renderer: str = AUTO
-    """'quad', 'warp', 'madrona' or 'mujoco'; 'auto' takes quad on a CPU where it can draw the scene, else warp."""
+    """'quad', 'warp', 'madrona' or 'mujoco'; 'auto' takes quad where it can draw the scene, else warp."""
     compare: bool = False
     """Draw the same states with every backend that works here, and their differences."""
     meshes: str = ""

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
-
 from mjx_so101.errors import ConfigError, require_choice
 from mjx_so101.params import FIELDS, Randomization
 from mjx_so101.render.base import Frames, Renderer, check_pictures
@@ -117,9 +115,7 @@ def make_renderer(
 
 
 def _quad_or_warp(scene: SceneConfig) -> str:
-    """`quad` has not run on a GPU yet; until it has, nobody there gets it without asking."""
-    if jax.default_backend() != "cpu":
-        return "warp"
+    """`quad` wherever it has a formula for all that is drawn."""
     from mjx_so101.render.quad.surfaces import surfaces_of
 
     try:

@@ -240,7 +240,7 @@ def test_auto_takes_it_where_it_can_draw(monkeypatch):
 def test_picture_counts_tiles_words_and_bytes():
     picture = Picture(17, 9, 2, 60, 6, 5, 15, False, True, True, 0, False, True)
     assert (picture.tiles_x, picture.tiles, picture.words) == (2, 4, 2)
-    assert picture.bytes_per_frame == 17 * 9 * 7 + 48 * 60 + 64 * 5 + 40 * 65 + 184 * 15 + 16 * 4 * 2
+    assert picture.bytes_per_frame == 17 * 9 * 7 + 48 * 60 + 64 * 5 + 80 * 65 + 184 * 15 + 16 * 4 * 2
 
 
 def test_random_looks_are_drawn_for_each_environment(make_env):

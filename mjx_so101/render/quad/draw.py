@@ -7,17 +7,27 @@ from typing import NamedTuple
 import warp as wp
 
 from mjx_so101.render.quad.maths import (
+    BRIGHT,
+    CAMERA_ROWS,
+    DIM,
     EYE,
+    PAINT_ROWS,
     RAY,
     RAY_X,
     RAY_Y,
     RUN,
     TILE_HEIGHT,
     TILE_WIDTH,
+    U,
+    V,
     linear,
     lowest_bit,
     mat34,
     mat44,
+    read4,
+    read34,
+    read44,
+    write_pixels,
     xyz,
 )  # fmt: skip
 from mjx_so101.render.quad.shadows import in_outline, leaves_beyond
@@ -26,6 +36,7 @@ from mjx_so101.render.quad.textures import interpolated, sampled
 
 _CYLINDER = wp.constant(CYLINDER)
 _DISK, _TRIANGLE = wp.constant(float(DISK)), wp.constant(float(TRIANGLE))
+colors4 = wp.types.matrix(shape=(RUN, 3), dtype=wp.float32)
 _FAR = wp.constant(1.0e-6)  # 1/m: smallest w that is divided by
 
 
@@ -65,7 +76,7 @@ class Picture(NamedTuple):
     def bytes_per_frame(self) -> int:
         """Memory of one picture: its pixels, the records of its surfaces and casters, the masks of its tiles."""
         pixels = self.width * self.height * (3 + 4 * self.depth + 4 * self.segmentation)
-        records = 48 * self.flats + 64 * self.rounds + 40 * (self.flats + self.rounds) + 184 * self.casters
+        records = 48 * self.flats + 64 * self.rounds + 80 * (self.flats + self.rounds) + 184 * self.casters
         return pixels + records + 16 * self.tiles * self.words
 
 
@@ -130,13 +141,9 @@ def sky_place(d: wp.vec3) -> wp.vec2:
 
 
 @wp.func
-def packed(c: wp.vec3) -> wp.uint32:
-    """Bytes R, G, B, from the lowest on. Fractions are cut off, as MJX's ray tracer does."""
-    return (
-        wp.uint32(wp.clamp(c[0], 0.0, 1.0) * 255.0)
-        | (wp.uint32(wp.clamp(c[1], 0.0, 1.0) * 255.0) << wp.uint32(8))
-        | (wp.uint32(wp.clamp(c[2], 0.0, 1.0) * 255.0) << wp.uint32(16))
-    )
+def byte(value: float) -> wp.uint8:
+    """A colour in [0, 1] as `write_pixels` writes it."""
+    return wp.uint8(wp.uint32(wp.clamp(value, 0.0, 1.0) * 255.0))
 
 
 def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
@@ -144,18 +151,18 @@ def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
     width, height, cameras = picture.width, picture.height, picture.cameras
     flats, rounds, ground, casters = picture.flats, picture.rounds, picture.ground, picture.casters
     tiles, tiles_x, words = picture.tiles, picture.tiles_x, picture.words
-    surfaces, whole_words = flats + rounds, width % RUN == 0
+    surfaces, whole_words, row_words = flats + rounds, width % RUN == 0, 3 * width // RUN
     aligned = width % TILE_WIDTH == 0 and height % TILE_HEIGHT == 0
     shaped, shadows, textures, sky = picture.shaped, picture.shadows, picture.textures, picture.sky
     depth, segmentation = picture.depth, picture.segmentation
     options = {"fast_math": True, "enable_backward": False}
 
-    @wp.kernel(module="unique", enable_backward=False, module_options=options)
+    @wp.kernel(module="unique", grid_stride=False, enable_backward=False, module_options=options)
     def draw(
-        cams: wp.array2d[wp.vec4],
+        cams: wp.array[wp.vec4],  # [frame * CAMERA_ROWS]
         planes: wp.array[mat34],  # [frame * flats]
         rounded: wp.array[mat44],  # [frame * rounds]
-        colors: wp.array[wp.vec3],  # [frame * surfaces * 2]
+        paint: wp.array[wp.vec4],  # [frame * surfaces * PAINT_ROWS]
         seen: wp.array[wp.uint64],  # [frame * tiles * words]
         shades: wp.array[wp.uint64],
         outlines: wp.array[mat34],  # [env * casters]
@@ -168,13 +175,10 @@ def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
         geom_xmat: wp.array2d[wp.mat33],
         sun: wp.array[wp.vec3],
         ids: wp.array[int],  # [surface] geom id in the model
-        surface_material: wp.array[int],  # [surface] material whose texture it shows, -1 for none
-        repeat: wp.array[wp.vec2],  # [material] times that a texture repeats
-        texture_of: wp.array2d[int],  # [1 | env, material] -1 for none
-        images: wp.array[wp.Texture2D],
+        images: wp.array[wp.uint64],
         texels: wp.array[wp.uint32],
         image_shape: wp.array[wp.vec4i],
-        words_out: wp.array3d[wp.uint32],  # [frame, y, words of a row], where a row is whole words
+        words_out: wp.array[wp.uint32],  # [frame * y * words of a row], where a row is whole words
         bytes_out: wp.array3d[wp.uint8],  # [frame, y, bytes of a row], else
         depth_out: wp.array3d[float],  # [frame, y, x] m
         segmentation_out: wp.array3d[int],  # [frame, y, x]
@@ -199,26 +203,29 @@ def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
                 k = lowest_bit(mask) + 64 * word
                 mask &= mask - wp.uint64(1)
                 if wp.static(rounds == 0) or k < wp.static(flats):
-                    plane = planes[frame * wp.static(flats) + k]
+                    plane = read34(planes, frame * wp.static(flats) + k)
                     f, a, b = linear(plane, 0, x, y), linear(plane, 1, x, y), linear(plane, 2, x, y)
                     for n in range(wp.static(RUN)):
                         if wp.static(shaped):  # noqa: SIM108 - Warp decides it when the kernel is made
                             inside = meets(plane, f, a, b)
                         else:
                             inside = wp.max(wp.abs(a), wp.abs(b)) <= f
-                        near = wp.where(inside, f, 0.0)
-                        hit[n] = wp.where(near > w[n], k, hit[n])
-                        w[n] = wp.max(w[n], near)
+                        inside = inside and f > w[n]
+                        hit[n] = wp.where(inside, k, hit[n])
+                        w[n] = wp.where(inside, f, w[n])
                         f += plane[0, 1]
                         a += plane[1, 1]
                         b += plane[2, 1]
                 else:
-                    record = rounded[frame * wp.static(rounds) + k - wp.static(flats)]
+                    record = read44(rounded, frame * wp.static(rounds) + k - wp.static(flats))
                     for n in range(wp.static(RUN)):
                         near = nearest_root(record, x + float(n), y)
                         hit[n] = wp.where(near > w[n], k, hit[n])
                         w[n] = wp.max(w[n], near)
 
+        depths = wp.vec4()
+        for n in range(wp.static(RUN)):
+            depths[n] = 1.0 / wp.max(w[n], _FAR)
         if wp.static(segmentation or depth):
             for n in range(wp.static(RUN)):
                 if wp.static(whole_words) or px + n < wp.static(width):
@@ -228,90 +235,89 @@ def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
                             geom = ids[hit[n]]
                         segmentation_out[frame, py, px + n] = geom
                     if wp.static(depth):
-                        depth_out[frame, py, px + n] = wp.where(hit[n] >= 0, 1.0 / wp.max(w[n], _FAR), 0.0)
-        eye, ray, ray_x, ray_y = cams[frame, EYE], cams[frame, RAY], cams[frame, RAY_X], cams[frame, RAY_Y]
+                        depth_out[frame, py, px + n] = wp.where(hit[n] >= 0, depths[n], 0.0)
+        cam_at = frame * wp.static(CAMERA_ROWS)
+        eye, ray = read4(cams, cam_at + wp.static(EYE)), read4(cams, cam_at + wp.static(RAY))
+        ray_x, ray_y = read4(cams, cam_at + wp.static(RAY_X)), read4(cams, cam_at + wp.static(RAY_Y))
         first = xyz(ray) + xyz(ray_x) * x + xyz(ray_y) * y
         lit = wp.vec4(1.0, 1.0, 1.0, 1.0)
         if wp.static(shadows):
-            # where that is: its height, and its x, y once moved along the light to the ground
-            sx, sy, z = wp.vec4(), wp.vec4(), wp.vec4()
-            d = first
-            for n in range(wp.static(RUN)):
-                t = 1.0 / wp.max(w[n], _FAR)
-                z[n] = eye[2] + t * d[2]
-                sx[n] = eye[0] + t * d[0] - z[n] * ray[3]
-                sy[n] = eye[1] + t * d[1] - z[n] * ray_x[3]
-                d += xyz(ray_x)
             shade = wp.uint64(0)
             for word in range(wp.static(words)):
                 shade |= shades[mask_at + word]
-            while shade != wp.uint64(0):
-                k = lowest_bit(shade)
-                shade &= shade - wp.uint64(1)
-                outline, kind = outlines[env * wp.static(casters) + k], wp.static(BOX)
-                if wp.static(rounds > 0):
-                    kind = caster_kind[k]
+            if shade != wp.uint64(0):
+                # where that is: its height, and its x, y once moved along the light to the ground
+                sx, sy, z = wp.vec4(), wp.vec4(), wp.vec4()
+                d = first
                 for n in range(wp.static(RUN)):
-                    if in_outline(kind, outline, sx[n], sy[n]):
-                        if hit[n] < wp.static(ground):
-                            lit[n] = 0.0
-                        else:
-                            leave = leaves[env * wp.static(casters) + k]
+                    z[n] = eye[2] + depths[n] * d[2]
+                    sx[n] = eye[0] + depths[n] * d[0] - z[n] * ray[3]
+                    sy[n] = eye[1] + depths[n] * d[1] - z[n] * ray_x[3]
+                    d += xyz(ray_x)
+                while shade != wp.uint64(0):
+                    k = lowest_bit(shade)
+                    shade &= shade - wp.uint64(1)
+                    outline, kind = read34(outlines, env * wp.static(casters) + k), wp.static(BOX)
+                    if wp.static(rounds > 0):
+                        kind = caster_kind[k]
+                    shaded = wp.vec4i()  # 1: on a solid
+                    for n in range(wp.static(RUN)):
+                        dark = in_outline(kind, outline, sx[n], sy[n])
+                        lit[n] = wp.where(dark and hit[n] < wp.static(ground), 0.0, lit[n])
+                        shaded[n] = wp.where(dark and hit[n] >= wp.static(ground), 1, 0)
+                    if wp.max(shaded) == 1:
+                        leave = read34(leaves, env * wp.static(casters) + k)
+                        for n in range(wp.static(RUN)):
                             p = wp.vec3(sx[n] + z[n] * ray[3], sy[n] + z[n] * ray_x[3], z[n])
-                            if leaves_beyond(kind, outline, leave, p, sx[n], sy[n]):
-                                lit[n] = 0.0
-        rgbs = wp.vec4ui()
+                            dark = shaded[n] == 1 and leaves_beyond(kind, outline, leave, p, sx[n], sy[n])
+                            lit[n] = wp.where(dark, 0.0, lit[n])
+        pixels = colors4()
         d = first
         for n in range(wp.static(RUN)):
             k = hit[n]
             color = wp.vec3(0.0, 0.0, 0.0)
             if k >= 0:
-                at = (frame * wp.static(surfaces) + k) * 2
+                at = (frame * wp.static(surfaces) + k) * wp.static(PAINT_ROWS)
+                dim, bright = read4(paint, at + wp.static(DIM)), read4(paint, at + wp.static(BRIGHT))
                 light = lit[n]
                 if wp.static(rounds > 0):  # noqa: SIM102 - likewise
                     if k >= wp.static(flats) and light > 0.0:
                         j = k - wp.static(flats)
                         g = round_geom[j]
-                        p = xyz(eye) + d / wp.max(w[n], _FAR)
+                        p = xyz(eye) + d * depths[n]
                         light = facing(p, geom_xpos[env, g], geom_xmat[env, g], round_size[j], round_kind[j], sun[env])
-                color = colors[at] + (colors[at + 1] - colors[at]) * light
-                if wp.static(textures):
-                    material = surface_material[k]
-                    if material >= 0:
-                        image = texture_of[env % texture_of.shape[0], material]
-                        if image >= 0:
-                            plane = planes[frame * wp.static(flats) + k]
-                            px_n = x + float(n)
-                            t = 1.0 / wp.max(w[n], _FAR)
-                            uv = wp.cw_mul(
-                                repeat[material],
-                                wp.vec2(
-                                    0.5 + 0.5 * t * linear(plane, 1, px_n, y),
-                                    0.5 - 0.5 * t * linear(plane, 2, px_n, y),
-                                ),
-                            )
-                            if wp.static(hardware):
-                                color = wp.cw_mul(color, sampled(images[image], uv))
-                            else:
-                                color = wp.cw_mul(color, interpolated(texels, image_shape[image], uv))
+                color = xyz(dim) + xyz(bright) * light
+                if wp.static(textures):  # noqa: SIM102
+                    if dim[3] >= 0.0:
+                        image, u_at, v_at = (
+                            int(dim[3]),
+                            read4(paint, at + wp.static(U)),
+                            read4(paint, at + wp.static(V)),
+                        )
+                        u = depths[n] * (u_at[0] + u_at[1] * (x + float(n)) + u_at[2] * y)
+                        v = depths[n] * (v_at[0] + v_at[1] * (x + float(n)) + v_at[2] * y)
+                        if wp.static(hardware):
+                            color = wp.cw_mul(color, sampled(images[image], u, v))
+                        else:
+                            color = wp.cw_mul(color, interpolated(texels, image_shape[image], wp.vec2(u, v)))
             elif wp.static(sky >= 0):
+                place = sky_place(d)
                 if wp.static(hardware):
-                    color = sampled(images[wp.static(sky)], sky_place(d))
+                    color = sampled(images[wp.static(sky)], place[0], place[1])
                 else:
-                    color = interpolated(texels, image_shape[wp.static(sky)], sky_place(d))
-            rgbs[n] = packed(color)
+                    color = interpolated(texels, image_shape[wp.static(sky)], place)
+            for channel in range(3):
+                pixels[n, channel] = color[channel]
             d += xyz(ray_x)
         if wp.static(whole_words):
-            at_word = px // wp.static(RUN) * 3
-            words_out[frame, py, at_word] = rgbs[0] | (rgbs[1] << wp.uint32(24))
-            words_out[frame, py, at_word + 1] = (rgbs[1] >> wp.uint32(8)) | (rgbs[2] << wp.uint32(16))
-            words_out[frame, py, at_word + 2] = (rgbs[2] >> wp.uint32(16)) | (rgbs[3] << wp.uint32(8))
+            row = frame * wp.static(height) + py
+            write_pixels(
+                words_out, row, wp.static(row_words), px // RUN * 3, pixels[0], pixels[1], pixels[2], pixels[3]
+            )
         else:
             for n in range(wp.static(RUN)):
                 if px + n < wp.static(width):
-                    at_byte = 3 * (px + n)
-                    bytes_out[frame, py, at_byte] = wp.uint8(rgbs[n] & wp.uint32(255))
-                    bytes_out[frame, py, at_byte + 1] = wp.uint8((rgbs[n] >> wp.uint32(8)) & wp.uint32(255))
-                    bytes_out[frame, py, at_byte + 2] = wp.uint8((rgbs[n] >> wp.uint32(16)) & wp.uint32(255))
+                    for channel in range(3):
+                        bytes_out[frame, py, 3 * (px + n) + channel] = byte(pixels[n, channel])
 
     return draw

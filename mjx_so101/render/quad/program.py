@@ -10,7 +10,7 @@ import numpy as np
 import warp as wp
 
 from mjx_so101.render.quad.draw import Picture, make_draw
-from mjx_so101.render.quad.maths import CAMERA_ROWS, mat34, mat44
+from mjx_so101.render.quad.maths import CAMERA_ROWS, PAINT_ROWS, mat34, mat44
 from mjx_so101.render.quad.project import place_cameras, project_flat, project_round
 from mjx_so101.render.quad.shadows import find_shaded, place_casters, project_shadows
 from mjx_so101.render.quad.surfaces import Surfaces
@@ -47,9 +47,6 @@ def make_program(
     own = on_device(own, wp.int32)
     surface_geom = np.concatenate([surfaces.flat.geom, surfaces.round.geom])
     ids = on_device(surfaces.geoms[surface_geom], wp.int32)
-    # textures lie on the ground alone, see `surfaces.check_drawable`
-    shown = np.where(np.arange(len(surface_geom)) < picture.ground, surfaces.material[surface_geom], -1)
-    surface_material = on_device(shown.astype(np.int32), wp.int32)
     repeat = on_device(np.asarray(model.mat_texrepeat, np.float32), wp.vec2)
     kernel = make_draw(picture, hardware=device.is_cuda)
     n, cams, frames, geoms = num_envs, picture.cameras, num_envs * picture.cameras, len(surfaces.geoms)
@@ -61,7 +58,7 @@ def make_program(
         "cameras": (frames, CAMERA_ROWS),
         "planes": (frames, picture.flats),
         "rounded": (frames, max(picture.rounds, 1)),
-        "colors": (frames, surfaces_count, 2),
+        "paint": (frames, surfaces_count, PAINT_ROWS),
         "rects": (frames, surfaces_count + picture.casters),
         "outlines": (n, picture.casters),
         "leaves": (n, picture.casters),
@@ -91,7 +88,7 @@ def make_program(
         cameras: wp.array2d[wp.vec4],
         planes: wp.array2d[mat34],
         rounded: wp.array2d[mat44],
-        colors: wp.array3d[wp.vec3],
+        paint: wp.array3d[wp.vec4],
         rects: wp.array2d[wp.vec4],
         outlines: wp.array2d[mat34],
         leaves: wp.array2d[mat34],
@@ -102,17 +99,20 @@ def make_program(
         seen: wp.array3d[wp.uint64],
         shades: wp.array3d[wp.uint64],
     ):
-        poses, paint = [geom_xpos, geom_xmat], [rgba, ambient, diffuse]
+        poses, looks = [geom_xpos, geom_xmat], [rgba, ambient, diffuse]
         size = [picture.width, picture.height]
         wp.launch(place_cameras, (n, cams), [*size, cam_xpos, cam_xmat, fovy, sun, castshadow, cameras])
         wp.launch(
             project_flat, (n, cams, picture.flats),
-            [cams, *flat, material, *poses, *paint, sun, cameras, planes, colors, rects],
+            [
+                cams, picture.ground, *flat, material, *poses, *looks, sun, repeat, texture_of,
+                cameras, planes, paint, rects,
+            ],
         )  # fmt: skip
         if picture.rounds:
             wp.launch(
                 project_round, (n, cams, picture.rounds),
-                [cams, picture.flats, *rounds, material, *poses, *paint, cameras, rounded, colors, rects],
+                [cams, picture.flats, *rounds, material, *poses, *looks, cameras, rounded, paint, rects],
             )  # fmt: skip
         wp.launch(place_casters, (n, picture.casters), [*casters, *poses, sun, outlines, leaves, low, high])
         wp.launch(find_shaded, (n, geoms), [own, low, high, casts])
@@ -124,15 +124,13 @@ def make_program(
             mark_tiles, (frames, picture.tiles, picture.words),
             [cams, picture.tiles_x, flat[0], rounds[0], casts, planes, edges, rects, cameras, seen, shades],
         )  # fmt: skip
-        words = wp.array(
-            ptr=rgb.ptr, dtype=wp.uint32, shape=(rgb.shape[0], rgb.shape[1], rgb.shape[2] // 4), device=rgb.device
-        )
+        words = wp.array(ptr=rgb.ptr, dtype=wp.uint32, shape=rgb.size // 4, device=rgb.device)
         wp.launch(
             kernel, frames * picture.tiles * 32,
             [
-                cameras, planes.flatten(), rounded.flatten(), colors.flatten(), seen.flatten(), shades.flatten(),
-                outlines.flatten(), leaves.flatten(), casters[1], *rounds, *poses, sun, ids, surface_material, repeat,
-                texture_of, *textures[1:], words, rgb, depth, segmentation,
+                *(records.flatten() for records in (cameras, planes, rounded, paint, seen, shades)),
+                outlines.flatten(), leaves.flatten(), casters[1], *rounds, *poses, sun, ids, *textures[1:],
+                words, rgb, depth, segmentation,
             ],
             block_dim=BLOCK,
         )  # fmt: skip

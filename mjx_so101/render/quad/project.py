@@ -9,12 +9,16 @@ import warp as wp
 
 from mjx_so101.render.quad.maths import (
     AHEAD,
+    BRIGHT,
+    DIM,
     DOWN,
     EYE,
     RAY,
     RAY_X,
     RAY_Y,
     RIGHT,
+    U,
+    V,
     empty_rect,
     grown,
     mat34,
@@ -68,6 +72,7 @@ def place_cameras(
 @wp.kernel(enable_backward=False)
 def project_flat(
     cameras: int,
+    ground: int,  # surfaces that lie on the ground
     geom: wp.array[int],
     outline: wp.array[int],
     mirrored: wp.array[int],
@@ -84,15 +89,18 @@ def project_flat(
     ambient: wp.array[wp.vec3],  # [1 | env] all ambient light
     diffuse: wp.array[wp.vec3],  # [1 | env] the lamp's
     sun: wp.array[wp.vec3],  # [env]
+    repeat: wp.array[wp.vec2],  # [material] times that a texture repeats
+    texture_of: wp.array2d[int],  # [1 | env, material] -1 for none
     cams: wp.array2d[wp.vec4],
     planes: wp.array2d[mat34],  # out [frame, surface] rows f, a f, b f; the outline in the corner
-    colors: wp.array3d[wp.vec3],  # out [frame, surface, 2] in the shadow, in the light
+    paint: wp.array3d[wp.vec4],  # out [frame, surface, PAINT_ROWS]; rows U, V where there is a texture
     rects: wp.array2d[wp.vec4],  # out [frame, surface + ...] pixels; empty if the camera is behind it
 ):
     """f = w on the plane n . (p - c) = 0, which is n . d / (n . (c - o)); its own coordinate a at a pixel is
     to_a . (p - c), and a f = f to_a . (o - c) + to_a . d is linear too. The same for b.
 
-    Lambert's law: colour = material (ambient + diffuse max(n . sun, 0)).
+    Lambert's law: colour = material (ambient + diffuse max(n . sun, 0)). Textures, which lie on the ground alone, see
+    `surfaces.check_drawable`: u = repeat (1 + a) / 2, v = repeat (1 - b) / 2.
     """
     env, cam, k = wp.tid()
     frame = env * cameras + cam
@@ -117,22 +125,28 @@ def project_flat(
         )  # fmt: skip
         base = rgb[env % rgb.shape[0], material[g]]
         dim = wp.cw_mul(base, ambient[env % ambient.shape[0]])
-        bright = wp.max(wp.dot(world_n, sun[env]), 0.0)
-        colors[frame, k, 0] = dim
-        colors[frame, k, 1] = dim + wp.cw_mul(base, diffuse[env % diffuse.shape[0]]) * bright
+        add = wp.cw_mul(base, diffuse[env % diffuse.shape[0]]) * wp.max(wp.dot(world_n, sun[env]), 0.0)
+        image = -1
+        if k < ground:
+            image = texture_of[env % texture_of.shape[0], material[g]]
+            half = repeat[material[g]] * 0.5
+            paint[frame, k, U] = row4((f + a) * half[0], 0.0)
+            paint[frame, k, V] = row4((f - b) * half[1], 0.0)
+        paint[frame, k, DIM] = row4(dim, float(image))
+        paint[frame, k, BRIGHT] = row4(add, 0.0)
         middle = geom_xpos[env, g] + m @ c
-        u, v = m @ half_a[k], m @ half_b[k]
-        rect = grown(rect, middle - u - v, cams, frame)
-        rect = grown(rect, middle - u + v, cams, frame)
-        rect = grown(rect, middle + u - v, cams, frame)
-        rect = grown(rect, middle + u + v, cams, frame)
+        to_a_end, to_b_end = m @ half_a[k], m @ half_b[k]
+        rect = grown(rect, middle - to_a_end - to_b_end, cams, frame)
+        rect = grown(rect, middle - to_a_end + to_b_end, cams, frame)
+        rect = grown(rect, middle + to_a_end - to_b_end, cams, frame)
+        rect = grown(rect, middle + to_a_end + to_b_end, cams, frame)
     rects[frame, k] = rect
 
 
 @wp.kernel(enable_backward=False)
 def project_round(
     cameras: int,
-    first: int,  # column of the first round surface in `rects` and `colors`
+    first: int,  # column of the first round surface in `rects` and `paint`
     geom: wp.array[int],
     kind: wp.array[int],
     size: wp.array[wp.vec3],
@@ -144,7 +158,7 @@ def project_round(
     diffuse: wp.array[wp.vec3],
     cams: wp.array2d[wp.vec4],
     rounds: wp.array2d[mat44],  # out [frame, surface], see below
-    colors: wp.array3d[wp.vec3],  # out [frame, ..., 2] in the shadow, where the light falls straight on it
+    paint: wp.array3d[wp.vec4],  # out; BRIGHT: of light that falls straight on it
     rects: wp.array2d[wp.vec4],  # out
 ):
     """The nearer root for a ray and a surface of second order.
@@ -194,8 +208,9 @@ def project_round(
         )  # fmt: skip
         base = rgb[env % rgb.shape[0], material[g]]
         dim = wp.cw_mul(base, ambient[env % ambient.shape[0]])
-        colors[frame, first + k, 0] = dim
-        colors[frame, first + k, 1] = dim + wp.cw_mul(base, diffuse[env % diffuse.shape[0]])
+        add = wp.cw_mul(base, diffuse[env % diffuse.shape[0]])
+        paint[frame, first + k, DIM] = row4(dim, -1.0)
+        paint[frame, first + k, BRIGHT] = row4(add, 0.0)
         rect = around_box(rect, middle, m, s, cams, frame)
     rects[frame, first + k] = rect
 

@@ -13,7 +13,7 @@ class Textures(NamedTuple):
     """All textures of a model on one device. Kernels hold `images` by address: keep them as long as compiled code."""
 
     images: list[wp.Texture2D]
-    handles: wp.array  # of `images`
+    handles: wp.array  # uint64 [texture] of `images`, on a GPU
     texels: wp.array  # uint32, bytes R, G, B, one texture after the other, each row by row from v = 0
     shape: wp.array  # vec4i [texture]: first texel, width, height, 1 if it ends at its edges and does not repeat
 
@@ -36,17 +36,23 @@ def load_textures(model: mujoco.MjModel, device: wp.Device) -> Textures:
         first += width * height
     return Textures(
         images,
-        wp.array(images, dtype=wp.Texture2D, device=device),
+        wp.array([image.id for image in images], dtype=wp.uint64, device=device),
         wp.array(np.concatenate(texels), dtype=wp.uint32, device=device),
         wp.array(np.array(shape, np.int32), dtype=wp.vec4i, device=device),
     )
 
 
-@wp.func
-def sampled(image: wp.Texture2D, uv: wp.vec2) -> wp.vec3:
-    """RGB in [0, 1], by the GPU's own filter."""
-    texel = wp.texture_sample(image, uv, dtype=wp.vec4)
-    return wp.vec3(texel[0], texel[1], texel[2])
+@wp.func_native("""
+#if defined(__CUDA_ARCH__)
+    const float4 texel = tex2D<float4>(handle, u, v);
+    return {texel.x, texel.y, texel.z};
+#else
+    return {};
+#endif
+""")
+def sampled(handle: wp.uint64, u: float, v: float) -> wp.vec3:
+    """RGB in [0, 1] by the filter of a GPU, without the checks of `wp.texture_sample`, which cost a third of it."""
+    ...
 
 
 @wp.func
