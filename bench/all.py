@@ -27,7 +27,7 @@ _PIXELS = (
     "bench.train --seeds 0 1 2 --folder {runs} -- --preset gpu --obs pixels --privileged-base --detail coarse "
     "--steps 10000000 --eval-every 0.125 --eval-episodes 512"
 )
-_RGB = "bench.cameras --cameras 1 2 --steps 10 --size {size} --num-envs {envs}"
+_RGB = "bench.cameras --steps 10"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +59,9 @@ FIGURES: dict[str, Figure] = {
     "h100_pixels_both": Figure(_PIXELS.replace("bench.train", "bench.train --blind-control")),
     "h100_eval_repeat": Figure("bench.repeat", 5),
     "base_policies": Figure("bench.bases", 8),
-    "h100_rgb64": Figure(_RGB.format(size="64x64", envs=65536), 6),
-    "h100_rgb128": Figure(_RGB.format(size="128x128", envs=32768), 6),
-    "h100_rgb224": Figure(_RGB.format(size="224x224", envs=16384), 6),
-    "h100_rgb320x240": Figure(_RGB.format(size="320x240", envs=8192), 6),
-    "h100_rgb_fine": Figure("bench.cameras --detail fine --steps 10 --size 64x64 224x224 --num-envs 32768 8192"),
+    "h100_rgb_one_camera": Figure(_RGB + " --cameras 1 --size 64x64 128x128 224x224 --num-envs 65536 32768 16384"),
+    "h100_rgb_two_cameras": Figure(_RGB + " --cameras 2 --size 224x224 320x240 --num-envs 16384 8192"),
+    "h100_rgb_fine": Figure(_RGB + " --cameras 1 --detail fine --size 64x64 --num-envs 65536"),
     "h100_rgb_equal": Figure(
         "bench.cameras --renderer warp madrona --no-textures --cameras 1 --steps 10 "
         "--size 64x64 128x128 --num-envs 8192 8192"

@@ -201,17 +201,19 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def headline_name(config: FpsConfig, mode: str, on: str, renderer: str = "quad") -> str:
-    """<device>_<what>_env_steps_per_s: 'state' or 'rgb<size>x<cameras>', and whatever is not the default.
+    """<device>_<what>_env_steps_per_s: 'state' or 'rgb<size>x<cameras>', with whatever is not the default.
 
     renderer: what drew, whatever the configuration left open.
     """
     render = config.render
     size = f"{render.width}" if render.width == render.height else f"{render.width}x{render.height}"
-    parts = [prefix_of(on), "state"]
+    parts = [prefix_of(on)]
     if config.obs == "rgb":
-        parts[1] = f"rgb{size}x{len(render.cameras)}"
-        parts += [renderer] if renderer != "quad" else []
         parts += ["meshes"] if config.meshes else ["fine"] if render.detail == "fine" else []
+        parts += [f"rgb{size}x{len(render.cameras)}"]
+        parts += [renderer] if renderer != "quad" else []
+    else:
+        parts += ["state"]
     parts += [config.randomization.replace("+", "_")] if config.randomization != "plain" else []
     parts += [config.sheet_friction] if config.sheet_friction != "dry" else []
     parts += [mode] if mode != "random" else []

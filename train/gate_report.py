@@ -10,8 +10,7 @@ import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError, HealthError
-from mjx_so101.render import check_pictures
-from mjx_so101.render.mujoco import MujocoRenderer
+from mjx_so101.render import RenderConfig, check_pictures, make_renderer
 from mjx_so101.render.sheet import contact_sheet, save_png
 from mjx_so101.scene import CAMERAS
 from mjx_so101.task import State
@@ -63,11 +62,11 @@ class Views:
         return rgb
 
     def _drawn(self, state: State, count: int, width: int = 320, height: int = 240) -> np.ndarray:
-        """The same of `count` environments, from MuJoCo's own renderer. Raises ConfigError where it cannot draw."""
-        rows = np.arange(count)
-        renderer = MujocoRenderer(self._env.scene, self.cameras, width, height, len(rows))
+        """The same of `count` environments, for a base that gets none. Raises ConfigError where nothing can draw."""
+        config = RenderConfig(cameras=tuple(self.cameras), width=width, height=height)
+        renderer = make_renderer(config, self._env.scene, count)
         try:
-            return np.asarray(renderer.render(state, rows))
+            return np.asarray(renderer.render(state, np.arange(count)))
         finally:
             renderer.close()
 

@@ -112,11 +112,11 @@ def test_pictures_add_the_frames_per_second_of_the_best_row(monkeypatch):
         (FpsConfig(randomization="real", sheet_friction="viscous"), "random",
          "h100_state_real_viscous_env_steps_per_s"),
         (FpsConfig(obs="rgb", render=RenderConfig(width=320, height=240, cameras=("top", "wrist"))), "random",
-         "h100_rgb320x240x2_fine_env_steps_per_s"),
+         "h100_fine_rgb320x240x2_env_steps_per_s"),
         (FpsConfig(num_envs=(8,), obs="rgb", render=RenderConfig(renderer="madrona", detail="coarse")), "random",
          "h100_rgb64x1_madrona_env_steps_per_s"),
         (FpsConfig(obs="rgb", meshes="package", render=RenderConfig(detail="coarse")), "random",
-         "h100_rgb64x1_meshes_env_steps_per_s"),
+         "h100_meshes_rgb64x1_env_steps_per_s"),
     ],
 )  # fmt: skip
 def test_names_follow_from_the_command(config, mode, name):

@@ -496,16 +496,16 @@ def test_aspect_and_order_of_the_cameras_are_checked(see, four):
 
 def test_machine_that_cannot_draw_still_has_a_report(zero, four, monkeypatch, tmp_path):
     def refuse(*_, **__):
-        raise ConfigError("MuJoCo cannot draw here")
+        raise ConfigError("nothing can draw here")
 
-    monkeypatch.setattr(gate_report, "MujocoRenderer", refuse)
+    monkeypatch.setattr(gate_report, "make_renderer", refuse)
     env, start = four
     record = views_of(zero, env).measure([start], tmp_path / "frames.png")
-    assert record == {"images": None, "frames": None, "without_frames": "MuJoCo cannot draw here"}
+    assert record == {"images": None, "frames": None, "without_frames": "nothing can draw here"}
     monkeypatch.setattr(gate_report, "write_videos", refuse)
     report = {"videos": []}
     gate_report.add_videos(report, None, tmp_path, 9)
-    assert report == {"videos": [], "without_videos": "MuJoCo cannot draw here"}
+    assert report == {"videos": [], "without_videos": "nothing can draw here"}
 
 
 class Blown(Sighted):
