@@ -29,7 +29,7 @@ def document(state=None):
 
 
 def test_one_key_of_any_name():
-    for key in ("arm_0", "action_space"):
+    for key in ("arm_0", "action_space", "single_arm"):
         metadata = Metadata.from_json(document({key: {"min": LOW, "max": HIGH}}), "new_embodiment")
         assert metadata.state == Range(tuple(LOW), tuple(HIGH))
     assert metadata.cameras == TWO

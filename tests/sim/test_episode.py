@@ -96,12 +96,13 @@ def test_the_stated_share_of_episodes_goes_on_after_success(make_env, with_sheet
     np.testing.assert_array_equal(new.step == 0, ~stays)
 
 
-def test_staying_is_free_and_leaving_costs_until_the_sheet_is_back(make_env, with_sheet):
+@pytest.mark.parametrize("far", [0.02, 0.008])  # 8 mm is out of the tightest tolerance alone
+def test_staying_is_free_and_leaving_costs_until_the_sheet_is_back(make_env, with_sheet, far):
     env = make_env(4, "nominal")
     state = almost_home(env, with_sheet)
     state, _ = env.step(state, state.target)
     config, step = env.task.config, {}
-    for name, shift in (("home", 0.0), ("away", 0.02), ("back", 0.0)):
+    for name, shift in (("home", 0.0), ("away", far), ("back", 0.0)):
         state = with_sheet(state, GOAL + np.array([shift, 0.0, 0.0]))
         state, step[name] = env.step(state, state.target)
     for name, time, left in (("home", 0, 0), ("away", config.time_cost, config.leave_cost), ("back", 0, 0)):
@@ -215,6 +216,16 @@ def test_a_target_that_is_not_finite_is_not_taken_and_ends_the_episode(make_env,
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
     new, result = env.step(new, new.target)
     assert not np.asarray(result.last.bad_target | result.invalid).any()
+
+
+def test_a_bad_target_is_no_less_bad_where_physics_breaks_too(make_env):
+    env = make_env(4, "nominal")
+    state = env.reset(0)
+    state, fields, ctrl = env.begin_step(state, state.target * jnp.nan)
+    broken = env.physics.step(state.physics, fields, ctrl)
+    broken = broken.replace(qpos=jnp.asarray(broken.qpos).at[1].set(jnp.nan))
+    _, result = env._finish(state, broken)
+    assert np.asarray(result.last.nonfinite & result.invalid & result.terminated).all()
 
 
 @pytest.mark.parametrize("spoil", ["target", "thrown"])
