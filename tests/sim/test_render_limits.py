@@ -113,6 +113,9 @@ def test_the_first_blank_picture_is_the_one_named(both):
     rgb[4] = 0
     with pytest.raises(HealthError, match=r"env 3: .*'wrist' is constant \(RGB \[7, 8, 9\]\), 3 of 10 pictures"):
         check_pictures(rgb, ("top", "wrist"))
+    with pytest.raises(HealthError, match="3 of 10 pictures"):
+        check_pictures(rgb, ("top", "wrist"), most=0.29)
+    assert check_pictures(rgb, ("top", "wrist"), most=0.3) == 0.3
 
 
 # -- which OpenGL --------------------------------------------------------------------------------------------------

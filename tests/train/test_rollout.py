@@ -300,14 +300,15 @@ def test_a_nan_of_the_base_stays_in_its_environment(make_env):
     env = make_env(4, "plain", task=TaskConfig(episode_steps=6, stay_share=0.0))
     residual = Residual(ResidualConfig(hidden=(16,), initial_std=0.7), 0)
     base = SpoiltBase(make_base("zero", env.task))
-    roller = Roller(env, base, residual, lambda pending, transition, result: (transition, result), mode=SAMPLE)
-    _, (transition, result) = roll_singly(roller, residual.init(KEY), roller.start(KEY), 4)
+    roller = Roller(env, base, residual, lambda pending, *kept: (pending.residual, *kept), mode=SAMPLE)
+    _, (r, transition, result) = roll_singly(roller, residual.init(KEY), roller.start(KEY), 4)
     bad = np.zeros((4, 4), bool)
     bad[1::2, 2] = True  # new episode, NaN, new episode, NaN
     np.testing.assert_array_equal(result.invalid, bad)
     np.testing.assert_array_equal(result.last.bad_target, bad)
     sound = np.isfinite(transition.vectors["state"]).all(-1) & np.isfinite(transition.raw).all(-1)
     np.testing.assert_array_equal(sound, ~bad)
+    np.testing.assert_array_equal((r == 0).all(-1), bad)  # what is not known moves nothing
     assert np.isfinite(result.reward).all()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.last))
 
