@@ -62,6 +62,7 @@ FIGURES: dict[str, Figure] = {
     "h100_rgb_one_camera": Figure(_RGB + " --cameras 1 --size 64x64 128x128 224x224 --num-envs 65536 32768 16384"),
     "h100_rgb_two_cameras": Figure(_RGB + " --cameras 2 --size 224x224 320x240 --num-envs 16384 8192"),
     "h100_rgb_fine": Figure(_RGB + " --cameras 1 --detail fine --size 64x64 --num-envs 65536"),
+    "h100_rgb_ratios": Figure(_RGB + " --renderer quad --cameras 1 --size 64x64 --num-envs 65536 --ratios"),
     "h100_rgb_equal": Figure(
         "bench.cameras --renderer warp madrona --no-textures --cameras 1 --steps 10 "
         "--size 64x64 128x128 --num-envs 8192 8192"

@@ -20,7 +20,7 @@ from typing import Any
 import tyro
 
 from bench.fps import FpsConfig, conditions, table
-from bench.record import write_record
+from bench.record import figure, write_record
 from mjx_so101 import ConfigError, SO101Error
 from mjx_so101.render import RenderConfig
 
@@ -44,6 +44,9 @@ class CamerasConfig:
     detail: str = "coarse"
     """Shapes of the robot: 'fine' or 'coarse'."""
     meshes: str = ""
+    ratios: bool = False
+    """Of the first renderer, also: env steps/s over those of the same environments without pictures, and with looks and
+    sensor effects of each environment (`real+looks`) over those with fixed ones (`real`)."""
     steps: int = 20
     blocks: int = 3
     seed: int = 0
@@ -94,7 +97,7 @@ def arguments(config: FpsConfig, out: Path) -> list[str]:
     words += ["--width", str(r.width), "--height", str(r.height), "--num-envs", str(config.num_envs[0])]
     words += ["--shadows" if r.shadows else "--no-shadows", "--textures" if r.textures else "--no-textures"]
     words += ["--physics", config.physics[0], "--steps", str(config.steps), "--blocks", str(config.blocks)]
-    words += ["--seed", str(config.seed), "--out", str(out)]
+    words += ["--seed", str(config.seed), "--randomization", config.randomization, "--out", str(out)]
     words += ["--meshes", config.meshes] if config.meshes else []
     return words + (["--picture", str(config.picture)] if config.picture else [])
 
@@ -109,6 +112,20 @@ def measure(config: FpsConfig) -> dict[str, Any]:
         return json.loads(out.read_text())
 
 
+def ratios(one: FpsConfig, record: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Headline and rows of `CamerasConfig.ratios`, for a measurement and its record."""
+    state, fixed, looks = (
+        measure(dataclasses.replace(one, obs=obs, randomization=name, picture=None))["rows"][0]
+        for obs, name in (("state", one.randomization), ("rgb", "real"), ("rgb", "real+looks"))
+    )
+    name = record["headline"][0]["name"].removesuffix("_env_steps_per_s")
+    found = [
+        figure(f"{name}_{kind}_ratio", above["env_steps_per_s"] / below["env_steps_per_s"], "ratio")
+        for kind, above, below in (("state", record["rows"][0], state), ("looks", looks, fixed))
+    ]
+    return found, [state, fixed, looks]
+
+
 def main(config: CamerasConfig) -> None:
     """Measure each combination; the record is written after each, so one that fails loses nothing."""
     rows, headline = [], []
@@ -116,6 +133,9 @@ def main(config: CamerasConfig) -> None:
         record = measure(one)
         rows += record["rows"]
         headline += record["headline"]
+        if config.ratios and one.render.renderer == config.renderer[0]:
+            more, others = ratios(one, record)
+            headline, rows = headline + more, rows + others
         print(table(rows).splitlines()[-1], flush=True)
         write_record(
             config.out, headline, seeds=[config.seed], num_envs=sorted({row["num_envs"] for row in rows}),

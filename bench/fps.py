@@ -123,6 +123,7 @@ def measure(config: FpsConfig, backend: str, num_envs: int, mode: str = "random"
     sums = {name: float(value) for name, value in loop.carry["sums"].items()}
     row = {
         "targets": mode,
+        "randomization": config.randomization,
         "physics": env.physics.name,
         "num_envs": num_envs,
         "env_steps_per_s": num_envs * config.steps / median,
@@ -179,6 +180,7 @@ def _pictures(config: FpsConfig, loop: Loop) -> dict[str, Any]:
         "detail": config.render.detail,
         "meshes": config.meshes,
         "constant_pictures": constant,
+        "sensor": loop.sensing,
         "render_only_frames_per_s": loop.env.num_envs * cameras * config.steps / loop.draw(config.steps),
     }
 

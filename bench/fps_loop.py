@@ -13,6 +13,8 @@ import numpy as np
 from bench.targets import make_targets
 from mjx_so101 import PaperReturnEnv
 from mjx_so101.render import Renderer
+from mjx_so101.render.sensor import sense_all, sensor_varies
+from mjx_so101.task import State
 
 
 class Contacts(NamedTuple):
@@ -56,7 +58,9 @@ class Loop:
         self.targets = make_targets(mode, env)
         self._act, self._settle = jax.jit(self._act_traced), jax.jit(self._settle_traced)
         self._scan = jax.jit(self._scan_traced, static_argnames="steps")
-        key_targets, key_reset, key_age = jax.random.split(jax.random.PRNGKey(seed), 3)
+        self.sensing = renderer is not None and sensor_varies(env.task.randomization)
+        self._see = jax.jit(self._seen)
+        key_targets, key_reset, key_age, key_sensor = jax.random.split(jax.random.PRNGKey(seed), 4)
         state = env.reset(key_reset)
         age = jax.random.randint(key_age, (env.num_envs,), 0, env.task.config.episode_steps)
         zero = jnp.zeros(())
@@ -66,6 +70,7 @@ class Loop:
             "seen": env.observe(state),
             "sums": {"observation": zero, "reward": zero, "resets": zero, "overflow": zero, "nonfinite": zero},
             "pixels": zero,
+            "sensor": key_sensor,
         }
 
     def _act_traced(self, carry):
@@ -84,14 +89,20 @@ class Loop:
             "nonfinite": jnp.sum(result.last.nonfinite),
         }
         sums = {name: carry["sums"][name] + value for name, value in new.items()}
-        pixels = carry["pixels"]
+        carry = {**carry, "state": state, "seen": seen, "sums": sums}
         if self.renderer and self.renderer.jittable:
-            pixels = self._seen(self.renderer.render(state))
-        return {**carry, "state": state, "seen": seen, "sums": sums, "pixels": pixels}
+            carry |= self._seen(self.renderer.render(state), state, carry["sensor"])
+        return carry
+
+    def _seen(self, rgb, state: State, key: jax.Array) -> dict[str, jax.Array]:
+        """What pictures leave in the carry: one number that needs every pixel, after the sensor if it varies."""
+        key, now = jax.random.split(key)
+        if self.sensing:
+            rgb = sense_all(rgb, state.params, now)
+        return {"pixels": self._mean(rgb), "sensor": key}
 
     @staticmethod
-    def _seen(rgb) -> jax.Array:
-        """One number that needs every pixel."""
+    def _mean(rgb) -> jax.Array:
         return jnp.mean(jnp.asarray(rgb).astype(jnp.float32))
 
     def _scan_traced(self, carry, steps):
@@ -119,10 +130,11 @@ class Loop:
             carry, fields, ctrl = self._act(self.carry)
             self.carry = self._settle(carry, self.env.physics.step(carry["state"].physics, fields, ctrl))
         if self.renderer and not self.renderer.jittable:
-            self.carry["pixels"] = self._seen(self.renderer.render(self.carry["state"]))
+            state = self.carry["state"]
+            self.carry |= self._see(jnp.asarray(self.renderer.render(state)), state, self.carry["sensor"])
 
     def draw(self, times: int) -> float:
-        """Seconds for drawing the state reached `times` times, nothing else; the arm moves a little in between."""
+        """Seconds for drawing the state reached `times` times, no sensor; the arm moves a little in between."""
         assert self.renderer is not None
         state = self.carry["state"]
 
@@ -132,13 +144,13 @@ class Loop:
 
         def all_traced():
             def draw(total, i):
-                return total + self._seen(self.renderer.render(moved(i))), None
+                return total + self._mean(self.renderer.render(moved(i))), None
 
             return jax.lax.scan(draw, jnp.zeros(()), jnp.arange(times, dtype=jnp.float32))[0]
 
         def all_from_host():
             for i in range(times):
-                pixels = self._seen(self.renderer.render(moved(float(i))))
+                pixels = self._mean(self.renderer.render(moved(float(i))))
             return pixels
 
         draw = jax.jit(all_traced) if self.renderer.jittable else all_from_host

@@ -110,6 +110,31 @@ def test_rows_carry_their_count_and_the_device_of_the_measurement(monkeypatch, t
     ]  # fmt: skip
 
 
+def test_ratios_compare_with_the_same_environments_without_pictures_and_with_fixed_looks(monkeypatch, tmp_path):
+    speeds = {("rgb", "plain"): 6.0, ("state", "plain"): 8.0, ("rgb", "real"): 5.0, ("rgb", "real+looks"): 4.0}
+    measured = []
+
+    def measure(one):
+        measured.append((one.render.renderer, one.obs, one.randomization, one.num_envs))
+        row = {
+            "num_envs": one.num_envs[0], "env_steps_per_s": speeds[one.obs, one.randomization],
+            "render_only_frames_per_s": 1.0, "renderer": one.render.renderer,
+        }  # fmt: skip
+        return {"device": "NVIDIA H100", "rows": [row], "headline": fps.figures(one, "random", row, "NVIDIA H100")}
+
+    monkeypatch.setattr(cameras, "measure", measure)
+    monkeypatch.setattr(cameras, "table", lambda rows: "a row")
+    config = cameras.CamerasConfig(size=("64x64",), num_envs=(8,), cameras=(1,), ratios=True, out=tmp_path / "a.json")
+    cameras.main(config)
+    record = json.loads(config.out.read_text())
+    values = {entry["name"]: entry["value"] for entry in record["headline"]}
+    assert (values["h100_rgb64x1_state_ratio"], values["h100_rgb64x1_looks_ratio"]) == (0.75, 0.8)
+    assert not any("warp" in name and "ratio" in name for name in values)
+    assert measured[1:4] == [("quad", "state", "plain", (8,)), ("quad", "rgb", "real", (8,)),
+                             ("quad", "rgb", "real+looks", (8,))]  # fmt: skip
+    assert len(record["rows"]) == 5
+
+
 def test_a_measurement_that_fails_is_said(monkeypatch):
     failed = SimpleNamespace(DEVNULL=None, run=lambda command, stdout: SimpleNamespace(returncode=1))
     monkeypatch.setattr(cameras, "subprocess", failed)

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import fps, targets
+from bench import fps, fps_loop, targets
 from bench.fps import FpsConfig, measure
 from bench.fps_loop import count_contacts
 from bench.record import checksum
 from bench.results import problems
 from mjx_so101 import ConfigError, HealthError
 from mjx_so101.physics.native import NativePhysics
-from mjx_so101.render import RenderConfig
+from mjx_so101.render import RenderConfig, make_renderer
 from mjx_so101.task import TaskConfig
 from policies.jacobian import JacobianPolicy
 
@@ -130,6 +130,19 @@ def test_a_name_tells_what_drew_not_what_was_left_open():
     assert [entry["name"] for entry in fps.figures(config, "random", row, "NVIDIA H100 80GB HBM3")] == [
         "h100_rgb64x1_warp_env_steps_per_s", "h100_rgb64x1_warp_render_frames_per_s",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("randomization", "sensing"), [("real", False), ("real+looks", True)])
+def test_sensor_effects_belong_to_a_step_where_they_vary(make_env, monkeypatch, randomization, sensing):
+    monkeypatch.setattr(fps_loop, "sense_all", lambda rgb, params, key: rgb * 0)
+    env = make_env(4, randomization)
+    renderer = make_renderer(RenderConfig(width=16, height=16, detail="coarse"), env.scene, 4, env.task.randomization)
+    loop = fps_loop.Loop(env, 0, renderer)
+    key = loop.carry["sensor"]
+    loop.run(1)
+    assert loop.sensing == sensing
+    assert (float(loop.carry["pixels"]) == 0) == sensing
+    assert not np.array_equal(loop.carry["sensor"], key)
 
 
 def test_resets_happen_and_are_counted(record):
