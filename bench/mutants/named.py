@@ -82,7 +82,9 @@ MISTAKES = (
         "mjx_so101/physics/mjx_backend.py",
         "qacc_warmstart=warmstart)",
         "qacc_warmstart=0 * warmstart)",
-        (("tests/sim/test_parity.py",),),
+        (
+            ("tests/sim/test_parity.py::test_mjx_begins_with_the_warm_start_it_is_given",),
+        ),  # others tell processors apart
     ),
     Mistake(
         "resume_forgets_the_best_score",
