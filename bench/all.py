@@ -24,8 +24,8 @@ from mjx_so101.errors import require_choice
 
 CPU = {"JAX_PLATFORMS": "cpu"}
 _PIXELS = (
-    "bench.train --seeds 0 1 2 --folder {runs} -- --preset gpu --obs pixels --privileged-base --detail coarse "
-    "--steps 10000000 --eval-every 0.125 --eval-episodes 512"
+    "bench.train --seeds 0 --blind-control --folder {runs} -- --preset gpu --obs pixels --privileged-base "
+    "--detail coarse --steps 10000000 --eval-every 0.125 --eval-episodes 512 --no-video"
 )
 _RGB = "bench.cameras --steps 10"
 
@@ -52,11 +52,9 @@ FIGURES: dict[str, Figure] = {
     "cpu_train": Figure("bench.train --seeds 0 --folder {runs} -- --preset cpu", 10, cpu=True),
     "cpu_eval_repeat": Figure("bench.repeat --episodes 512", 10, cpu=True),
     "h100_state_fps": Figure("bench.fps --targets random jacobian --physics warp --num-envs 4096 16384 65536", 8),
-    "h100_train": Figure("bench.train --seeds 0 1 2 --folder {runs} -- --preset gpu"),
+    "h100_train": Figure("bench.train --seeds 0 1 2 --folder {runs} -- --preset gpu --no-video"),
     "h100_train_real": Figure("bench.train --seeds 0 --folder {runs} -- --preset gpu --randomization real"),
     "h100_pixels_privileged": Figure(_PIXELS),
-    "h100_pixels_blind": Figure(f"{_PIXELS} --blind"),
-    "h100_pixels_both": Figure(_PIXELS.replace("bench.train", "bench.train --blind-control")),
     "h100_eval_repeat": Figure("bench.repeat", 5),
     "base_policies": Figure("bench.bases", 8),
     "h100_rgb_one_camera": Figure(_RGB + " --cameras 1 --size 64x64 128x128 224x224 --num-envs 65536 32768 16384"),
@@ -100,7 +98,7 @@ def measure(name: str, figure: Figure, config: AllConfig, seconds: float) -> str
     """Run one figure's command; gives 'done', or what went wrong."""
     out = config.out / f"{name}.json"
     out.unlink(missing_ok=True)  # what stands there in the end is of this run
-    runs = config.runs / name.removesuffix("_both").removesuffix("_privileged").removesuffix("_blind")
+    runs = config.runs / name
     command = [sys.executable, *figure.words(out, runs)]
     env = {**os.environ, **(CPU if figure.cpu else {})}
     with (config.out / f"{name}.log").open("w") as log:

@@ -25,6 +25,8 @@ def read_report(run: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text())
     except FileNotFoundError:
+        if not Path(run).exists():
+            raise CheckpointError(f"{run} is not a run folder: there is no such folder.") from None
         if not (Path(run) / "config.json").exists():
             raise CheckpointError(f"{run} is not a run folder: neither report.json nor config.json is there.") from None
         raise CheckpointError(f"{run} has no report.json; finish the run with {fix}.") from None

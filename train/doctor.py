@@ -31,6 +31,10 @@ def diagnose() -> int:
     return 1 if wrong else 0
 
 
+_OPTIONAL = ("torch", "gs-madrona")
+"""Packages of extras; checks of their own say what they are for."""
+
+
 def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     """A check that itself fails is a finding, too."""
     try:
@@ -45,7 +49,7 @@ def _versions() -> Iterator[Finding]:
     from train.provenance import versions
 
     found = versions()
-    missing = [name for name, version in found.items() if version == "not installed"]
+    missing = [name for name, version in found.items() if version == "not installed" and name not in _OPTIONAL]
     fix = f"pip install {' '.join(missing)}" if missing else ""
     yield Finding("versions", ", ".join(f"{name} {version}" for name, version in found.items()), fix)
 

@@ -112,9 +112,10 @@ class Trainer:
         rate = self._training_success(summary["success_at_end"])
         looser = sum(entry["rate"] for entry in summary["success_at_end"].values())
         score = rate + 1e-3 * looser  # among equals the one that is better at the other tolerances wins
-        record = {**summary, "steps": self.steps, "wall_seconds": self.wall_seconds, "rate": rate}
+        better = score > self.best
+        record = {**summary, "steps": self.steps, "wall_seconds": self.wall_seconds, "rate": rate, "best": better}
         self.evaluations.append(record)
-        if score > self.best:
+        if better:
             self.best = score
             self.save("best", learner_only=True)
         return record

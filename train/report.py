@@ -216,6 +216,7 @@ def _markdown(report: dict[str, Any]) -> str:
         f"{report['steps_per_second'] or 0:,.0f} steps/s; {spent['total']:.0f} s with compilation "
         f"({spent['compile']:.0f} s) and evaluation ({spent['evaluation']:.0f} s)"
         + (f". {report['ended']}" if report["finished"] else "; stopped early by a signal."),
+        *_chosen(report["evaluations"]),
         "",
         *([f"**{report['note']}**", ""] if report["note"] else []),
         "; ".join(f"{who} sees {', '.join(what) or 'nothing'}" for who, what in told.items()) + ".",
@@ -228,9 +229,8 @@ def _markdown(report: dict[str, Any]) -> str:
         f"{config['report_episodes']} episodes of {report['task']['rules']['episode_steps']} steps, none of them used "
         "to choose the checkpoint; 95 % Wilson intervals. *success*: held inside at any time; *at the end*: held, and "
         "still inside at the last step. *noise* is the base policy plus white noise as large as the mean residual"
-        + (
-            ", *blind* the mean action of the same network shown blank pictures." if BLIND in report["results"] else "."
-        ),
+        + (", *blind* the mean action of the same network shown blank pictures" if BLIND in report["results"] else "")
+        + ". Distance and yaw are medians at the last step.",
         "",
         table(report["results"]),
         "",
@@ -241,6 +241,18 @@ def _markdown(report: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _chosen(evaluations: list[dict[str, Any]]) -> list[str]:
+    """A line on the checkpoint that is reported: after how many steps, and how good it was when it was chosen."""
+    best = [e for e in evaluations if e.get("best")]
+    if not best:
+        return []
+    trained = f"the one after {best[-1]['steps']:,} steps" if best[-1]["steps"] else "the policy before any training"
+    return [
+        f"Reported is {trained}, the best of {len(evaluations)} on the selection episodes: "
+        f"{best[-1]['rate']:.1%} at the end; the last one {evaluations[-1]['rate']:.1%}."
+    ]
 
 
 def video_links(names: list[str]) -> list[str]:

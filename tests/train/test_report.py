@@ -10,7 +10,7 @@ import pytest
 
 from mjx_so101 import ConfigError
 from mjx_so101.params import load_randomization
-from train import provenance, report
+from train import doctor, provenance, report
 from train.config import TrainConfig
 
 NAMES = ("base", "mean", "sample", "noise")
@@ -248,3 +248,26 @@ def test_videos_that_break_lose_nothing_of_the_report(written, monkeypatch, tmp_
 def test_report_names_every_command_of_a_resumed_run(written, tmp_path):
     (tmp_path / "commands.txt").write_text("so101 train --seed 1\nso101 train --resume here\n")
     assert json.loads(written()[0])["command"] == "so101 train --seed 1 && so101 train --resume here"
+
+
+@pytest.mark.parametrize(
+    ("best", "words"),
+    [
+        ([True, False, False], "Reported is the policy before any training, the best of 3 on the selection episodes: "
+         "30.0% at the end; the last one 20.0%."),
+        ([True, True, False], "Reported is the one after 1,000 steps, the best of 3 on the selection episodes: 40.0% at "
+         "the end; the last one 20.0%."),
+    ],
+)  # fmt: skip
+def test_the_checkpoint_that_is_reported_is_named(best, words):
+    rates = [0.3, 0.4, 0.2]
+    evaluations = [{"steps": 1000 * i, "rate": rates[i], "best": best[i]} for i in range(3)]
+    assert report._chosen(evaluations) == [words]
+    assert report._chosen([{"steps": 0, "rate": 0.3}]) == []  # of a run from before this was kept
+
+
+@pytest.mark.parametrize(("name", "fix"), [("torch", ""), ("gs-madrona", ""), ("brax", "pip install brax")])
+def test_doctor_misses_no_optional_package(monkeypatch, name, fix):
+    monkeypatch.setattr(provenance, "versions", lambda: {"jax": "1.0", name: "not installed"})
+    (finding,) = doctor._versions()
+    assert finding.fix == fix and f"{name} not installed" in finding.found
