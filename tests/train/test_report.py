@@ -253,16 +253,17 @@ def test_report_names_every_command_of_a_resumed_run(written, tmp_path):
 @pytest.mark.parametrize(
     ("best", "words"),
     [
-        ([True, False, False], "Reported is the policy before any training, the best of 3 on the selection episodes: "
-         "30.0% at the end; the last one 20.0%."),
-        ([True, True, False], "Reported is the one after 1,000 steps, the best of 3 on the selection episodes: 40.0% at "
-         "the end; the last one 20.0%."),
+        ([True, False, False], ("the policy before any training", "30.0%")),
+        ([True, True, False], ("the one after 1,000 steps", "40.0%")),
     ],
-)  # fmt: skip
+)
 def test_the_checkpoint_that_is_reported_is_named(best, words):
     rates = [0.3, 0.4, 0.2]
     evaluations = [{"steps": 1000 * i, "rate": rates[i], "best": best[i]} for i in range(3)]
-    assert report._chosen(evaluations) == [words]
+    (line,) = report._chosen(evaluations)
+    assert line == (
+        f"Reported is {words[0]}, the best of 3 on the selection episodes: {words[1]} at the end; the last one 20.0%."
+    )
     assert report._chosen([{"steps": 0, "rate": 0.3}]) == []  # of a run from before this was kept
 
 
