@@ -46,6 +46,8 @@ def compare_runs(runs: list[Path], out: Path, mixed: bool = False) -> str:
     """
     if not runs:
         raise ConfigError("no run given; name at least one run folder: so101 compare RUN...")
+    if twice := [run for i, run in enumerate(runs) if run.resolve() in [other.resolve() for other in runs[:i]]]:
+        raise ConfigError(f"{twice[0]} is named twice; name each run folder once.")
     reports = {str(run): read_report(run) for run in runs}
     different = differences({name: report["task"] for name, report in reports.items()})
     if different and not mixed:

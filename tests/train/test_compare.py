@@ -163,8 +163,12 @@ def test_report_of_another_version_is_named(tmp_path, text):
 
 
 def test_comparison_of_a_missing_run_writes_nothing(write, tmp_path):
+    run = write("a")
     with pytest.raises(CheckpointError):
-        compare_runs([write("a"), tmp_path / "none"], tmp_path / "out")
+        compare_runs([run, tmp_path / "none"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="no run given"):
         compare_runs([], tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"a is named twice; name each run folder once"):
+        compare_runs([run, run / ".." / run.name], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
