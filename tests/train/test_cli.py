@@ -334,7 +334,7 @@ def test_eval_does_not_lose_its_result_for_want_of_a_folder(tmp_path, monkeypatc
 
 # -- compare and doctor --------------------------------------------------------------------------------------------
 def test_compare_writes_table_and_plot(tiny_run, own_folder, capsys):
-    main(["compare", str(tiny_run), str(tiny_run), "--out", "both"])
+    main(["compare", str(tiny_run), "--out", "both"])
     assert "| jacobian | joints, sheet_pose, base_plan | plain | native | 8 |" in capsys.readouterr().out
     assert {path.name for path in (own_folder / "both").iterdir()} == {"comparison.md", "comparison.png"}
 
