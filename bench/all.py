@@ -23,10 +23,6 @@ from mjx_so101 import ConfigError, SO101Error
 from mjx_so101.errors import require_choice
 
 CPU = {"JAX_PLATFORMS": "cpu"}
-_PIXELS = (
-    "bench.train --seeds 0 --blind-control --folder {runs} -- --preset gpu --obs pixels --privileged-base "
-    "--detail coarse --steps 10000000 --eval-every 0.125 --eval-episodes 512 --no-video"
-)
 _RGB = "bench.cameras --steps 10"
 
 
@@ -54,7 +50,10 @@ FIGURES: dict[str, Figure] = {
     "h100_state_fps": Figure("bench.fps --targets random jacobian --physics warp --num-envs 4096 16384 65536", 8),
     "h100_train": Figure("bench.train --seeds 0 1 2 --folder {runs} -- --preset gpu --no-video"),
     "h100_train_real": Figure("bench.train --seeds 0 --folder {runs} -- --preset gpu --randomization real"),
-    "h100_pixels_privileged": Figure(_PIXELS),
+    "h100_pixels_privileged": Figure(
+        "bench.train --seeds 0 --blind-control --folder {runs} -- --preset gpu --obs pixels --privileged-base "
+        "--detail coarse --steps 10000000 --eval-every 0.125 --eval-episodes 512 --no-video"
+    ),
     "h100_eval_repeat": Figure("bench.repeat", 5),
     "base_policies": Figure("bench.bases", 8),
     "h100_rgb_one_camera": Figure(_RGB + " --cameras 1 --size 64x64 128x128 224x224 --num-envs 65536 32768 16384"),
@@ -98,8 +97,7 @@ def measure(name: str, figure: Figure, config: AllConfig, seconds: float) -> str
     """Run one figure's command; gives 'done', or what went wrong."""
     out = config.out / f"{name}.json"
     out.unlink(missing_ok=True)  # what stands there in the end is of this run
-    runs = config.runs / name
-    command = [sys.executable, *figure.words(out, runs)]
+    command = [sys.executable, *figure.words(out, config.runs / name)]
     env = {**os.environ, **(CPU if figure.cpu else {})}
     with (config.out / f"{name}.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True)

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 
 from mjx_so101.errors import CheckpointError, ConfigError
 from train.report import rate, seen
+from train.run_folder import no_run_folder
 
 _NEEDED = ("results", "evaluations", "config", "environment", "task", "saw", "steps", "seconds", "peak_memory_bytes")
 _SHOWN = 12  # differences listed
@@ -25,10 +26,8 @@ def read_report(run: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text())
     except FileNotFoundError:
-        if not Path(run).exists():
-            raise CheckpointError(f"{run} is not a run folder: there is no such folder.") from None
         if not (Path(run) / "config.json").exists():
-            raise CheckpointError(f"{run} is not a run folder: neither report.json nor config.json is there.") from None
+            raise no_run_folder(run, "neither report.json nor config.json is there") from None
         raise CheckpointError(f"{run} has no report.json; finish the run with {fix}.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); write it again with {fix}.") from None

@@ -8,6 +8,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+_OPTIONAL = ("torch", "gs-madrona")
+"""Packages of extras; checks of their own say what they are for."""
+
 
 class Finding(NamedTuple):
     """One line of the diagnosis; `fix` is empty where all is well."""
@@ -29,10 +32,6 @@ def diagnose() -> int:
                 print(f"     fix: {finding.fix}")
     print("All is well." if not wrong else f"{wrong} thing(s) to fix.")
     return 1 if wrong else 0
-
-
-_OPTIONAL = ("torch", "gs-madrona")
-"""Packages of extras; checks of their own say what they are for."""
 
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

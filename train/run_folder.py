@@ -170,6 +170,12 @@ def _require_unused(out: Path) -> None:
         )
 
 
+def no_run_folder(run: Path, lack: str) -> CheckpointError:
+    """The error to raise for a path that is no run folder; `lack` says why if it is a folder at all."""
+    what = lack if Path(run).is_dir() else "there is no such folder"
+    return CheckpointError(f"{run} is not a run folder: {what}. `so101 train` says where it keeps its own.")
+
+
 def saved_config(run: Path) -> TrainConfig:
     """The configuration of a run folder. Raises CheckpointError if there is none."""
     path = Path(run) / CONFIG
@@ -179,9 +185,6 @@ def saved_config(run: Path) -> TrainConfig:
             raise ValueError(f"it holds a {type(values).__name__}, not an object")
         return TrainConfig.from_dict(values)
     except FileNotFoundError:
-        what = "config.json is missing" if Path(run).is_dir() else "there is no such folder"
-        raise CheckpointError(
-            f"{run} is not a run folder: {what}. `so101 train` says where it keeps its own."
-        ) from None
+        raise no_run_folder(run, "config.json is missing") from None
     except (OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or of another version ({error}).") from None

@@ -32,7 +32,7 @@ class RenderConfig:
 
     renderer: str = AUTO
     """'quad' or 'warp' (GPU or CPU), 'madrona' (NVIDIA GPU) or 'mujoco' (OpenGL, one environment at a time); 'auto'
-    takes 'quad' on a CPU where it can draw the scene, else 'warp', which is slower there."""
+    takes 'quad' where it can draw the scene, else 'warp', which is slower."""
     cameras: tuple[str, ...] = ("top",)
     """Cameras of the scene, in the order of the pictures."""
     width: int = 64

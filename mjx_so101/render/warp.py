@@ -11,21 +11,18 @@ import numpy as np
 from mujoco import mjx
 
 from mjx_so101.graphs import graph_mode
-from mjx_so101.render.base import Array, Frames, check_pictures, check_request, select, traced
-from mjx_so101.render.looks import Looks
-from mjx_so101.render.poses import SceneKinematics
-from mjx_so101.scene import SceneConfig, load_visual_model
-from mjx_so101.task import State
+from mjx_so101.render.base import Frames
+from mjx_so101.render.in_jit import InJit
+from mjx_so101.scene import SceneConfig
 
 TILE = (4, 8)
 """Rows and columns of pixels that the 32 threads of a GPU's warp draw together: close rays meet the same shapes."""
 
 
-class WarpRenderer:
+class WarpRenderer(InJit):
     """Ray-traced pictures with shadows, textures and looks of each environment. See `render.Renderer`."""
 
     name = "warp"
-    jittable = True
 
     def __init__(
         self,
@@ -50,11 +47,9 @@ class WarpRenderer:
 
         Raises ConfigError for an unknown camera, a size < 1 or pictures that do not fit into memory.
         """
-        self.cameras = check_request(scene, cameras, width, height, num_envs)
-        self.width, self.height, self.num_envs, self.strict = width, height, num_envs, strict
-        self.model = model = load_visual_model(scene)
+        super().__init__(scene, cameras, width, height, num_envs, fixed_looks, strict)
+        model = self.model
         self._depth, self._segmentation = depth, segmentation
-        self._looks, self._kinematics = Looks(model), SceneKinematics(model)
         active = sorted(model.camera(name).id for name in self.cameras)
         self._order = np.array([active.index(model.camera(name).id) for name in self.cameras])
         # the context owns the buffers: it must live as long as compiled code that uses it
@@ -67,37 +62,18 @@ class WarpRenderer:
             use_precomputed_rays=fixed_looks,  # they freeze the field of view
         )  # fmt: skip
         self._tiled = fixed_looks and self._tile_rays()
-        self._fixed = jax.tree.map(jnp.asarray, self._looks.nominal) if fixed_looks else None
         sizes = {} if fixed_looks else {"mat_texid": num_envs}
         mode = graph_mode(host_stepped)
         self._model = _with_large_blocks(mjx.put_model(model, impl="warp", batch_sizes=sizes, graph_mode=mode))
-        self._frames = jax.jit(self._draw)
-
-    def render(self, state: State, envs: jax.Array | None = None) -> Array:
-        """See `Renderer.render`."""
-        return self.frames(state, envs).rgb
-
-    def frames(self, state: State, envs: jax.Array | None = None) -> Frames:
-        """See `Renderer.frames`."""
-        qpos, params = select(state, envs, self.num_envs, self.name)
-        if traced(qpos, params):
-            return self._draw(qpos, params)
-        frames = self._frames(qpos, params)
-        if self.strict:
-            check_pictures(frames.rgb, self.cameras)
-        return frames
 
     def close(self) -> None:
         """Nothing to do: the buffers go with the object."""
 
     def _draw(self, qpos: jax.Array, params) -> Frames:
         axes, model = jax.tree.map(lambda _: None, self._model), self._model
+        fields, poses = self._posed(qpos, params)
         if self._fixed is None:
-            fields = jax.vmap(self._looks)(params)
-            poses = jax.vmap(self._kinematics)(qpos, fields)
             axes, model = axes.tree_replace(dict.fromkeys(fields, 0)), model.tree_replace(fields)
-        else:
-            poses = jax.vmap(self._kinematics, in_axes=(0, None))(qpos, self._fixed)
         empty = mjx.make_data(self.model, impl="warp", naconmax=1, njmax=1)
 
         def placed(poses):

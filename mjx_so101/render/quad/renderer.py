@@ -11,18 +11,17 @@ import mujoco
 import numpy as np
 
 from mjx_so101.render import base
-from mjx_so101.render.base import Array, Frames, check_fits, check_pictures, check_request, select, traced
-from mjx_so101.render.looks import MAIN_LIGHT, Looks
-from mjx_so101.render.poses import SceneKinematics
+from mjx_so101.render.base import Frames, check_fits
+from mjx_so101.render.in_jit import InJit
+from mjx_so101.render.looks import MAIN_LIGHT
 from mjx_so101.render.quad.draw import Picture
 from mjx_so101.render.quad.program import device_of_jax, make_program
 from mjx_so101.render.quad.surfaces import RECTANGLE, surfaces_of
 from mjx_so101.render.quad.textures import load_textures
-from mjx_so101.scene import SceneConfig, load_visual_model
-from mjx_so101.task import State
+from mjx_so101.scene import SceneConfig
 
 
-class QuadRenderer:
+class QuadRenderer(InJit):
     """Pictures of flat and round surfaces with shadows, textures and looks of each environment.
 
     Every surface is tried by formula, in the tiles of the picture that it can touch, see `maths`, `tiles` and `draw`.
@@ -30,7 +29,6 @@ class QuadRenderer:
     """
 
     name = "quad"
-    jittable = True
 
     def __init__(
         self,
@@ -55,14 +53,11 @@ class QuadRenderer:
         Raises ConfigError for an unknown camera, a size < 1, pictures that do not fit into memory, or a scene that
         holds something without a formula here.
         """
-        self.cameras = check_request(scene, cameras, width, height, num_envs)
-        self.width, self.height, self.num_envs, self.strict = width, height, num_envs, strict
-        self.model = model = load_visual_model(scene)
+        super().__init__(scene, cameras, width, height, num_envs, fixed_looks, strict)
+        model = self.model
         self._surfaces = surfaces = surfaces_of(model, specular)
-        self._looks, self._kinematics = Looks(model), SceneKinematics(model)
         self._camera_ids = np.array([model.camera(name).id for name in self.cameras])
         self._lamp = model.light(MAIN_LIGHT).id
-        self._fixed = jax.tree.map(jnp.asarray, self._looks.nominal) if fixed_looks else None
         sky = np.flatnonzero(model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX)
         self._picture = Picture(
             width=width, height=height, cameras=len(self.cameras), flats=len(surfaces.flat.geom),
@@ -74,32 +69,14 @@ class QuadRenderer:
         check_fits(len(self.cameras), width, height, num_envs, bytes_per_pixel, base.available_memory())
         self._textures = load_textures(model, device_of_jax())  # must live as long as compiled code that uses them
         self._call = make_program(self._picture, surfaces, model, num_envs, self._textures)
-        self._frames = jax.jit(self._draw)
-
-    def render(self, state: State, envs: jax.Array | None = None) -> Array:
-        """See `Renderer.render`."""
-        return self.frames(state, envs).rgb
-
-    def frames(self, state: State, envs: jax.Array | None = None) -> Frames:
-        """See `Renderer.frames`."""
-        qpos, params = select(state, envs, self.num_envs, self.name)
-        if traced(qpos, params):
-            return self._draw(qpos, params)
-        frames = self._frames(qpos, params)
-        if self.strict:
-            check_pictures(frames.rgb, self.cameras)
-        return frames
 
     def close(self) -> None:
         """Nothing to do: the buffers are JAX's."""
 
     def _draw(self, qpos: jax.Array, params) -> Frames:
-        if self._fixed is None:
-            fields = jax.vmap(self._looks)(params)
-            poses = jax.vmap(self._kinematics)(qpos, fields)
-        else:
-            poses = jax.vmap(self._kinematics, in_axes=(0, None))(qpos, self._fixed)
-            fields = jax.tree.map(lambda field: field[None], self._fixed)
+        fields, poses = self._posed(qpos, params)
+        if self._fixed is not None:
+            fields = jax.tree.map(lambda field: field[None], fields)
         geoms, cams, lamp = self._surfaces.geoms, self._camera_ids, self._lamp
         sun = -poses.light_xdir[:, lamp]
         ambient = jnp.asarray(_head_ambient(self.model)) + fields["light_ambient"][:, lamp]

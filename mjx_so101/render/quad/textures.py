@@ -51,7 +51,7 @@ def load_textures(model: mujoco.MjModel, device: wp.Device) -> Textures:
 #endif
 """)
 def sampled(handle: wp.uint64, u: float, v: float) -> wp.vec3:
-    """RGB in [0, 1] by the filter of a GPU, without the checks of `wp.texture_sample`, which cost a third of it."""
+    """RGB in [0, 1] by the filter of a GPU, without the checks of `wp.texture_sample`, which call printf."""
     ...
 
 
