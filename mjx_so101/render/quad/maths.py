@@ -87,8 +87,8 @@ def lowest_bit(mask: wp.uint64) -> int:
     ...
 
 
-# A record is read 16 bytes at a time: Warp's own indexing multiplies 64-bit strides and reads number by number, hundreds
-# of instructions more in the drawing kernel. Arrays must be contiguous, which JAX's are.
+# A record is read 16 bytes at a time: Warp's own indexing multiplies 64-bit strides and reads number by number,
+# hundreds of instructions more in the drawing kernel. Arrays must be contiguous, which JAX's are.
 def _reader(kind: str, rows: int) -> str:
     """C++ that gives record i, of `rows` times four numbers, as the type `kind`."""
     places = [(row, name) for row in range(rows) for name in "xyzw"]
