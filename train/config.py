@@ -257,7 +257,9 @@ PRESETS: dict[str, TrainConfig] = {
         report_episodes=1024,
         stop_at_success=0.99,
         stay_share=1.0,
-        ppo=PPOConfig(unroll=16, minibatches=32, learning_rate=5e-4, final_learning_rate=1e-4, entropy_cost=1e-3),
+        ppo=PPOConfig(
+            unroll=16, epochs=8, minibatches=32, learning_rate=5e-4, final_learning_rate=1e-4, entropy_cost=1e-3
+        ),
     ),
     # A model of three billion parameters gives some thousand control steps a second: few steps, each used often, and
     # few episodes in evaluations. 128 iterations of 512 x 16 steps.
