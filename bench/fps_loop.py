@@ -13,7 +13,7 @@ import numpy as np
 from bench.targets import make_targets
 from mjx_so101 import PaperReturnEnv
 from mjx_so101.render import Renderer
-from mjx_so101.render.sensor import sense_all, sensor_varies
+from mjx_so101.render.sensor import sense, sensor_varies
 from mjx_so101.task import State
 
 
@@ -98,7 +98,7 @@ class Loop:
         """What pictures leave in the carry: one number that needs every pixel, after the sensor if it varies."""
         key, now = jax.random.split(key)
         if self.sensing:
-            rgb = sense_all(rgb, state.params, now)
+            rgb = sense(rgb, state.params, jax.random.split(now, rgb.shape[0]))
         return {"pixels": self._mean(rgb), "sensor": key}
 
     @staticmethod

@@ -260,7 +260,7 @@ def _begin(carry: Chunks, state: State) -> tuple[Chunks, jax.Array]:
 def _sense(images: jax.Array, state: State, envs: jax.Array) -> jax.Array:
     """Images after the sensor effects of environments `envs`."""
     params, keys = jax.tree.map(lambda x: x[envs], (state.params, state.key))
-    return jax.vmap(sense)(images, params, _own_keys(keys, SENSOR_TAG))
+    return sense(images, params, _own_keys(keys, SENSOR_TAG))
 
 
 def _own_keys(keys: jax.Array, tag: int) -> jax.Array:

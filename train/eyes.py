@@ -10,7 +10,7 @@ from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError
 from mjx_so101.render import IN_JIT, RenderConfig, check_pictures, make_renderer
 from mjx_so101.render.base import available_memory
-from mjx_so101.render.sensor import sense_all, sensor_varies
+from mjx_so101.render.sensor import sense, sensor_varies
 from mjx_so101.scene import JOINTS
 from mjx_so101.task import State
 
@@ -45,7 +45,7 @@ class Eyes:
             return {f"pixels/{name}": blank for name in self.config.cameras}
         rgb = self.renderer.render(state)
         if self._sensing:
-            rgb = sense_all(rgb, state.params, key)
+            rgb = sense(rgb, state.params, jax.random.split(key, self._num_envs))
         rgb = rgb * jnp.asarray(sight, jnp.uint8)
         return {f"pixels/{name}": rgb[:, i] for i, name in enumerate(self.config.cameras)}
 

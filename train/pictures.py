@@ -13,7 +13,7 @@ from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError
 from mjx_so101.params import Randomization, load_randomization
 from mjx_so101.render import AUTO, BACKENDS, RenderConfig, make_renderer
-from mjx_so101.render.sensor import sense_all, sensor_varies
+from mjx_so101.render.sensor import sense, sensor_varies
 from mjx_so101.render.sheet import contact_sheet, save_png, side_by_side
 from mjx_so101.scene import SceneConfig
 from mjx_so101.task import State
@@ -84,7 +84,8 @@ def render_pictures(flags: RenderFlags) -> None:
     else:
         rgb = batches[0]
         if sensor_varies(env.task.randomization):
-            rgb = np.asarray(jax.jit(sense_all)(rgb, state.params, jax.random.PRNGKey(flags.seed)))
+            keys = jax.random.split(jax.random.PRNGKey(flags.seed), flags.num_envs)
+            rgb = np.asarray(sense(rgb, state.params, keys))
         save_png(flags.out, contact_sheet(rgb))
     print(f"{flags.out}: {flags.num_envs} environments, {' and '.join(flags.camera)}, {flags.width} x {flags.height}")
 

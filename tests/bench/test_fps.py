@@ -134,7 +134,7 @@ def test_a_name_tells_what_drew_not_what_was_left_open():
 
 @pytest.mark.parametrize(("randomization", "sensing"), [("real", False), ("real+looks", True)])
 def test_sensor_effects_belong_to_a_step_where_they_vary(make_env, monkeypatch, randomization, sensing):
-    monkeypatch.setattr(fps_loop, "sense_all", lambda rgb, params, key: rgb * 0)
+    monkeypatch.setattr(fps_loop, "sense", lambda rgb, params, keys: rgb * 0)
     env = make_env(4, randomization)
     renderer = make_renderer(RenderConfig(width=16, height=16, detail="coarse"), env.scene, 4, env.task.randomization)
     loop = fps_loop.Loop(env, 0, renderer)

@@ -79,6 +79,7 @@ def test_reset_mask_restarts_the_plan_of_ended_episodes_only(env, name):
     assert not leaves_equal(fresh[0], kept[0])
 
 
+@pytest.mark.slow
 def test_environments_do_not_influence_each_other(env, policy):
     observation = env.observe(env.reset(2))
     _, together = policy.chunk(policy.init(4), observation, KEY, jnp.zeros(4, bool))

@@ -178,6 +178,7 @@ def test_warp_constraint_overflow_names_the_environment(hovering, pressing, own_
     env.step(state, state.target)  # fits
 
 
+@pytest.mark.slow
 def test_warp_contact_overflow_is_seen(hovering, pressing):
     """Four contacts do not fit into the three that the environments share."""
     options = {"contacts_per_env": 1}

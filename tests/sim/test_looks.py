@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from mjx_so101 import ConfigError, Randomization, SceneConfig
 from mjx_so101.params import FIELDS, PRESETS, SHEET_TEXTURES, TABLE_TEXTURES
 from mjx_so101.render import RenderConfig, looks_vary, make_renderer
+from mjx_so101.render.color import linear_to_srgb, srgb_to_linear
 from mjx_so101.render.looks import Looks
 from mjx_so101.render.poses import Poses, SceneKinematics
 from mjx_so101.render.quad.renderer import QuadRenderer
@@ -276,12 +278,12 @@ def noisy():
 
 @pytest.fixture(scope="module")
 def sensed(nominal):
-    """Function from a picture and sensor fields to what the sensor makes of it."""
-    jitted = jax.jit(sense)
+    """Function from pictures [camera, height, width, 3] and sensor fields to what the sensor makes of them."""
 
     def apply(rgb, seed=0, **fields):
         params = dataclasses.replace(nominal, **{name: jnp.float32(value) for name, value in fields.items()})
-        seen = np.asarray(jitted(rgb, params, jax.random.PRNGKey(seed)))
+        params = jax.tree.map(lambda leaf: leaf[None], params)
+        seen = np.asarray(sense(rgb[None], params, jax.random.PRNGKey(seed)[None]))[0]
         assert (seen.dtype, seen.shape) == (np.uint8, rgb.shape)
         return seen
 
@@ -339,6 +341,42 @@ def test_noise_has_the_size_asked_for(sensed, grey, std):
     assert abs(seen.mean() - 128) < 0.05 * 255 * std + 0.2
     flat = seen.reshape(-1, 3) - 128
     assert abs(np.corrcoef(flat.T)[0, 1]) < 0.1  # each channel has its own
+
+
+def test_sensor_is_that_of_the_formula(sensed, noisy):
+    """Against SciPy's Gaussian, and the published sRGB curve in float64; 42 x 35 pixels fill no block of a kernel."""
+    rgb = noisy[:, :42, :35]
+    light = srgb_to_linear(rgb / 255.0) * 2.0**0.4 * np.array([2**0.15, 1, 2**-0.15])
+    seen = linear_to_srgb(np.clip(light, 0, 1)) ** 1.2
+    for axis in (1, 2):
+        seen = scipy.ndimage.gaussian_filter1d(seen, 0.9, axis, mode="nearest", radius=4)
+    found = sensed(rgb, exposure=0.4, white_balance=0.3, image_gamma=1.2, image_blur=0.9)
+    assert np.abs(found - 255 * seen).max() <= 0.51
+
+
+def test_every_environment_and_camera_has_its_own_sensor(sensed, noisy, nominal):
+    """Two cameras, environments with other fields and keys: each row is what it is alone."""
+    rows = [{}, {"image_blur": 1.0}, {"image_noise": 0.1}, {"image_noise": 0.1, "exposure": 1.0}]
+    params = [dataclasses.replace(nominal, **{k: jnp.float32(v) for k, v in row.items()}) for row in rows]
+    keys = jax.random.split(jax.random.PRNGKey(3), len(rows))
+    pictures = np.stack([np.roll(noisy, i, 1) for i in range(len(rows))])
+    assert pictures.shape[1] == 2
+    seen = np.asarray(sense(pictures, jax.tree.map(lambda *leaf: jnp.stack(leaf), *params), keys))
+    for i, row in enumerate(rows):
+        alone = sense(pictures[i : i + 1], jax.tree.map(lambda leaf: leaf[None], params[i]), keys[i : i + 1])
+        np.testing.assert_array_equal(seen[i], alone[0], err_msg=str(row))
+    same = np.asarray(sense(np.full_like(pictures, 128), jax.tree.map(lambda *x: jnp.stack(x), *params), keys))
+    noise = same[2].astype(int) - 128
+    assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.1  # each camera has its own noise
+    assert abs(np.corrcoef(noise[0, 1:].ravel(), noise[0, :-1].ravel())[0, 1]) < 0.1  # and each row
+
+
+def test_noise_is_normal(sensed, grey):
+    """Kurtosis and the share beyond two standard deviations, over 200,000 values."""
+    noise = np.concatenate([sensed(grey, seed=seed, image_noise=0.1).ravel() for seed in range(40)]).astype(float) - 128
+    noise /= noise.std()
+    assert abs((noise**4).mean() - 3) < 0.1 and abs((noise**3).mean()) < 0.05
+    assert abs((np.abs(noise) > 2).mean() - 0.0455) < 0.005
 
 
 def test_noise_depends_on_the_key_alone(sensed, grey):

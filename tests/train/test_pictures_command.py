@@ -30,6 +30,7 @@ def test_render_writes_a_contact_sheet(tmp_path, capsys):
     assert f"{out}: 2 environments, top and wrist, 32 x 24" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_render_compares_renderers(tmp_path, capsys):
     out = tmp_path / "compared.png"
     main(["render", *TINY, "--camera", "top", "--compare", "--no-shadows", "--out", str(out)])

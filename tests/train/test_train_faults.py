@@ -47,6 +47,7 @@ def spoilt_trainer(tiny_config, tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 def test_a_nan_of_the_base_is_counted_and_learned_around(spoilt_trainer):
     trainer = spoilt_trainer()
     metrics = trainer.iterate()
@@ -80,6 +81,7 @@ def test_strict_training_refuses_it_with_environment_and_replay(spoilt_trainer, 
     assert replay["params.kp_scale"] == start.params.kp_scale[5]
 
 
+@pytest.mark.slow
 def test_replay_holds_both_targets_of_before_the_step(tiny_config, tmp_path):
     trainer = Trainer(dataclasses.replace(tiny_config, strict=True), tmp_path)
     trainer.iterate()  # by now the two differ
