@@ -26,6 +26,7 @@ from mjx_so101.params import FIELDS
 from mjx_so101.render import RenderConfig
 from mjx_so101.state25 import STATE25_LAYOUT, state25
 from mjx_so101.task import Observation, PaperReturn, State
+from policies.pose import PoseNetwork
 from policies.vision import vision_network
 
 ACTION_SIZE = 6
@@ -181,11 +182,13 @@ class ResidualConfig:
 
 @flax.struct.dataclass
 class Learner:
-    """Everything that training changes in the policy: parameters and input statistics."""
+    """Everything that is learned: parameters and input statistics of the residual, and what was taught before it."""
 
     policy: Any
     value: Any
     normalizer: running_statistics.RunningStatisticsState
+    pose: Any = None
+    """Parameters of the pose network, which PPO leaves as they are."""
 
 
 class Residual:
@@ -197,10 +200,12 @@ class Residual:
         num_features: int,
         render: RenderConfig | None = None,
         actor: Layout | None = None,
+        pose: PoseNetwork | None = None,
     ):
         """render: the pictures that the actor sees, if any. actor: what it is told besides (see `actor_layout`);
-        default all, or beside pictures all but the sheet's pose."""
-        self.config, self.render = config, render
+        default all, or beside pictures all but the sheet's pose. pose: what tells the sheet's pose from pictures to
+        all that ask for it; None leaves that to the simulation."""
+        self.config, self.render, self.pose = config, render, pose
         self.actor_layout = actor or actor_layout("pixels" if render else "state")
         sizes = self.layout = layout_sizes(num_features, render, self.actor_layout)
         self.sizes = {name: sum(sizes[name].values()) for name in ("state", "privileged_state")}
@@ -233,9 +238,15 @@ class Residual:
             policy=self._policy.init(key_policy),
             value=self._value.init(key_value),
             normalizer=running_statistics.init_state(shapes),
+            pose=self.pose.init(jax.random.fold_in(key, 1)) if self.pose else None,
         )
         # through NumPy, because weakly typed leaves would make every jitted function compile twice
         return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), learner)
+
+    @property
+    def drawn(self) -> RenderConfig | None:
+        """The pictures that somebody sees: the actor, or the pose network, which sees the same."""
+        return self.render or (self.pose.render if self.pose else None)
 
     def logits(self, learner: Learner, vectors: dict[str, jax.Array]):
         """Parameters of the action distribution for vectors {'state': [..., size], ...} and, for an actor that sees,

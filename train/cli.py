@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "one table and plot of several runs",
     "play": "watch episodes in MuJoCo's viewer, or as a video",
     "gate": "measure a base policy and say whether training on it is worth while",
+    "teach-pose": "teach the network that finds the sheet in pictures",
     "groot": "make, inspect or try a GR00T N1.5 checkpoint",
     "render": "draw what the cameras see, as a contact sheet or a comparison of renderers",
     "doctor": "check this machine and say what to fix",
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: so101 COMMAND [OPTIONS]     (so101 COMMAND --help lists the options)\n")
-        print("\n".join(f"  {name:8}  {text}" for name, text in COMMANDS.items()))
+        print("\n".join(f"  {name:10}  {text}" for name, text in COMMANDS.items()))
         return
     set_caches()
     _share_gpu_with_torch(arguments)
@@ -49,6 +50,7 @@ def _main(arguments: list[str]) -> None:
 
     run = {
         "train": _train, "eval": _eval, "compare": _compare, "play": _play, "gate": _gate, "groot": _groot,
+        "teach-pose": _teach_pose,
         "render": _render, "doctor": _doctor,
     }  # fmt: skip
     try:
@@ -320,6 +322,12 @@ def _gate(arguments: list[str]) -> None:
     from train.gate import GateFlags, gate_main
 
     raise SystemExit(gate_main(_parse(GateFlags, arguments, "gate")))
+
+
+def _teach_pose(arguments: list[str]) -> None:
+    from train.teach_command import TeachFlags, teach_pose
+
+    teach_pose(_parse(TeachFlags, arguments, "teach-pose"))
 
 
 def _groot(arguments: list[str]) -> None:

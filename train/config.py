@@ -19,11 +19,14 @@ from mjx_so101.scene import SHEET_FRICTIONS, SceneConfig
 from mjx_so101.task import TaskConfig
 from policies.base import BASES, SCRIPTED, SEES_POSE
 from policies.model import ModelOptions
+from policies.pose import PoseNetwork
 from policies.residual import Residual, ResidualConfig, actor_layout
 from train.flags import require_tiles
 from train.ppo import PPOConfig
+from train.teach import TeachConfig
 
 OBSERVATIONS = ("state", "state25", "pixels")
+SHEET_POSES = ("simulation", "camera")
 HOMES = ("task", "checkpoint")
 
 
@@ -67,10 +70,15 @@ class TrainConfig:
     obs: str = "state"
     """What the residual sees: 'state' (with the sheet's seen pose), 'state25' (the published 25 numbers and nothing
     else) or 'pixels' (pictures and its own joints)."""
+    sheet_pose: str = "simulation"
+    """Who tells base and residual where the sheet is: the 'simulation' (with noise and latency as the randomization has
+    them) or a 'camera': a network reads it from pictures."""
+    pose_network: str = ""
+    """With --sheet-pose camera: folder of `so101 teach-pose`; default: taught before the training begins."""
     privileged_base: bool = False
     """With --obs pixels: allow a base that reads the sheet's true pose; its plan is then hidden from the residual."""
     blind: bool = False
-    """With --obs pixels: the pictures are blank. The control of what a run learns from its pictures."""
+    """Where pictures are seen: they are blank. The control of what a run learns from its pictures."""
     video: bool = True
     """Write the videos of the report."""
     video_episodes: int = 9
@@ -80,6 +88,7 @@ class TrainConfig:
     residual: tyro.conf.OmitArgPrefixes[ResidualConfig] = dataclasses.field(default_factory=ResidualConfig)
     ppo: tyro.conf.OmitArgPrefixes[PPOConfig] = dataclasses.field(default_factory=PPOConfig)
     model: tyro.conf.OmitArgPrefixes[ModelOptions] = dataclasses.field(default_factory=ModelOptions)
+    teach: TeachConfig = dataclasses.field(default_factory=TeachConfig)
     render: tyro.conf.OmitArgPrefixes[RenderConfig] = dataclasses.field(default_factory=lambda: RENDER_PRESETS["small"])
     resolved: tyro.conf.Suppress[tyro.conf.Fixed[dict[str, Any] | None]] = None
     """What `randomization` meant when the run began, see `resolve`: files change."""
@@ -90,6 +99,7 @@ class TrainConfig:
         require_choice("physics", self.physics, ("auto", *BACKENDS))
         require_choice("sheet_friction", self.sheet_friction, SHEET_FRICTIONS)
         require_choice("obs", self.obs, OBSERVATIONS)
+        require_choice("sheet_pose", self.sheet_pose, SHEET_POSES)
         if isinstance(self.home, str) and self.home not in HOMES:
             raise ConfigError(
                 f"home is {self.home!r}; give 'task', 'checkpoint' or six angles in rad, gripper last, as in "
@@ -117,19 +127,28 @@ class TrainConfig:
 
     def _check_sight(self) -> None:
         """Raise ConfigError unless what the residual sees goes with what the base policy sees."""
-        if self.obs != "pixels":
-            for name in ("privileged_base", "blind"):
-                if getattr(self, name):
-                    raise ConfigError(
-                        f"{name} is for a residual that sees pictures: add --obs pixels, or leave it out."
-                    )
-        elif self.base in SEES_POSE and not self.privileged_base:
+        camera = self.sheet_pose == "camera"
+        if self.blind and not (self.pictures or camera):
+            raise ConfigError(
+                "blind is for a policy that sees pictures: add --obs pixels or --sheet-pose camera, or leave it out."
+            )
+        if self.pose_network and not camera:
+            raise ConfigError(f"pose_network is {self.pose_network!r}, which --sheet-pose camera reads: add it.")
+        if self.privileged_base and (self.obs != "pixels" or camera):
+            raise ConfigError(
+                "privileged_base is for a residual that sees pictures and a base that is told the true pose: add "
+                "--obs pixels without --sheet-pose camera, or leave it out."
+            )
+        if self.obs != "pixels" or camera:
+            return
+        if self.base in SEES_POSE and not self.privileged_base:
             raise ConfigError(
                 f"base {self.base!r} reads the sheet's true pose, so a residual that sees only pictures could not be "
-                "deployed on it. Choose --base zero, groot or remote, or add --privileged-base: the base's plan is "
-                "then hidden from the residual, and the report says what the base saw."
+                "deployed on it. Choose --sheet-pose camera, which shows the base pictures too, or --base zero, groot "
+                "or remote; or add --privileged-base: the base's plan is then hidden from the residual, and the report "
+                "says what the base saw."
             )
-        elif self.privileged_base and self.base not in SEES_POSE:
+        if self.privileged_base and self.base not in SEES_POSE:
             raise ConfigError(f"base {self.base!r} does not read the sheet's pose; leave out --privileged-base.")
 
     def evaluation_batch(self) -> int:
@@ -184,7 +203,14 @@ class TrainConfig:
 
     def make_residual(self, num_features: int) -> Residual:
         """Networks over a base policy with `num_features` features, told what `obs` says."""
-        return Residual(self.residual, num_features, self.pictures, actor_layout(self.obs, self.base in SEES_POSE))
+        layout = actor_layout(self.obs, self.base in SEES_POSE and self.sheet_pose == "simulation")
+        return Residual(self.residual, num_features, self.pictures, layout, self.make_pose_network())
+
+    def make_pose_network(self) -> PoseNetwork | None:
+        """The network that finds the sheet in pictures, or None if the simulation tells where it is."""
+        if self.sheet_pose == "simulation":
+            return None
+        return PoseNetwork(self.render, self.scene_config().goal_center, self.teach.channels, self.teach.hidden)
 
     def load_randomization(self) -> Randomization:
         """The randomization that the run names; as it was when it was resolved, whatever the file says now."""
@@ -209,14 +235,14 @@ class TrainConfig:
     def _require_looks_seen(self, randomization: Randomization) -> None:
         """Raise ConfigError if it varies how things look where nothing draws pictures: that would change nothing."""
         looks = randomization.varied(name for name, field in FIELDS.items() if field.group == "look")
-        if not looks or self.pictures or self.base not in SCRIPTED:
+        if not looks or self.pictures or self.sheet_pose == "camera" or self.base not in SCRIPTED:
             return
         plain = self.randomization.removesuffix("+looks")
         fix = f"use {plain!r}" if plain in PHYSICS_PRESETS else f"leave {'it' if len(looks) == 1 else 'them'} out"
         raise ConfigError(
             f"randomization {self.randomization!r} varies how things look ({', '.join(looks)}), and nothing here draws "
             f"pictures: obs is 'state', and base {self.base!r} sees none. They would change nothing: {fix}, or learn "
-            "with --obs pixels."
+            "with --obs pixels or --sheet-pose camera."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -227,7 +253,10 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """Back from `to_dict`. Raises ConfigError for unknown fields."""
         values = dict(values)
-        kinds = {"residual": ResidualConfig, "ppo": PPOConfig, "model": ModelOptions, "render": RenderConfig}
+        kinds = {
+            "residual": ResidualConfig, "ppo": PPOConfig, "model": ModelOptions, "render": RenderConfig,
+            "teach": TeachConfig,
+        }  # fmt: skip
         for name, kind in kinds.items():
             part = dict(values.get(name, {}))
             part = {key: tuple(value) if isinstance(value, list) else value for key, value in part.items()}

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mjx_so101.errors import Interrupted
-from policies.base import make_base
+from policies.base import SEES_POSE, make_base
 from policies.model import OF_THE_MACHINE, ModelOptions
 from policies.residual import Learner
 from train import checkpoint
@@ -30,10 +30,13 @@ from train.ppo import PPO
 from train.provenance import command
 from train.rollout import SAMPLE, Carry, ResidualCosts, Roller
 from train.signals import Stop, last_words
+from train.teach import Teacher, errors_in_words, load_pose_network, measure, taught
 
 SELECTION_SEED = 1_000_003
 """Seeds of the episodes that choose the best checkpoint; the reported ones use REPORT_SEED."""
 REPORT_SEED = 2_000_003
+TEACHING = 1 << 20
+"""Tells the key of the teaching from those of the training."""
 
 
 class Trainer:
@@ -66,6 +69,10 @@ class Trainer:
         key = jax.random.PRNGKey(self.config.seed)
         key_learner, key_carry, key_age, self.key = jax.random.split(key, 4)
         self.learner: Learner = self.residual.init(key_learner)
+        self.taught: dict[str, Any] | None = None
+        """How the pose network was taught, and how good it is."""
+        if self.config.pose_network:
+            self.learner = load_pose_network(Path(self.config.pose_network), self.learner, self.config)
         self.opt_state = self.ppo.init(self.learner)
         carry = self.roller.start(key_carry)
         # episodes begin at different ages, or all would time out together
@@ -74,8 +81,24 @@ class Trainer:
         self.steps, self.saved_steps = 0, -1
         self.best = -1.0
         self.evaluations: list[dict[str, Any]] = []
-        self.seconds = {"rollout": 0.0, "update": 0.0, "evaluation": 0.0, "compile": 0.0}
+        self.seconds = {"rollout": 0.0, "update": 0.0, "evaluation": 0.0, "compile": 0.0, "teaching": 0.0}
         self.ended = ""
+
+    def teach(self) -> None:
+        """Teach the pose network unless there is one already, and measure it."""
+        begin, base = time.perf_counter(), self.base
+        if base.name not in SEES_POSE:
+            base = make_base("jacobian", self.env.task)
+        record: dict[str, Any] = {}
+        if not self.config.pose_network:
+            teacher = Teacher(self.config.teach, self.env, base, self.residual, self.config.blind)
+            key = jax.random.fold_in(jax.random.PRNGKey(self.config.seed), TEACHING)
+            self.learner, record = taught(teacher, self.learner, key, self.roller.stopped)
+        count = min(self.config.eval_episodes, self.eval_env.num_envs)
+        found = measure(self.eval_env, base, self.residual, self.learner, count, self.config.blind)
+        self.taught = {**record, **found}
+        self.seconds["teaching"] += time.perf_counter() - begin
+        print(errors_in_words(found), flush=True)
 
     # -- one iteration ---------------------------------------------------------------------------------------------
     def iterate(self) -> dict[str, float]:
@@ -171,6 +194,7 @@ class Trainer:
             "best": self.best,
             "evaluations": self.evaluations,
             "seconds": self.seconds,
+            "taught": self.taught,
         }
 
     def resume(self) -> None:
@@ -194,7 +218,8 @@ class Trainer:
         self.learner = learner
         self.opt_state, self.carry, self.key = rest["opt_state"], rest["carry"], rest["key"]
         self.steps = self.saved_steps = meta["steps"]
-        self.evaluations, self.seconds = meta["evaluations"], meta["seconds"]
+        self.evaluations, self.seconds = meta["evaluations"], {**self.seconds, **meta["seconds"]}
+        self.taught = meta.get("taught")
 
     # -- the loop ----------------------------------------------------------------------------------------------------
     def run(self, progress: bool = True) -> bool:
@@ -229,6 +254,8 @@ class Trainer:
     def _train(self, log: Log, bar: tqdm) -> None:
         """Iterate and evaluate in turn until the run ends or is to stop."""
         config, recent = self.config, deque[float](maxlen=20)
+        if self.residual.pose and not self.taught:
+            self.teach()
         while not self.stop:
             if self._evaluation_is_due():
                 log.sync()

@@ -18,6 +18,7 @@ from train.config import TrainConfig
 from train.evaluate import Evaluator
 from train.loop import REPORT_SEED, comparable
 from train.run_folder import saved_config
+from train.teach import load_pose_network
 from train.video import write_videos
 
 
@@ -107,12 +108,18 @@ def _mention_edits(run: Path, config: TrainConfig) -> None:
 
 
 def base_alone(config: TrainConfig, tolerances: tuple[float, ...] = (0.005, 0.010, 0.020)) -> Policy:
-    """The base policy of a training run without a residual: alpha 0, and nothing that sees pictures."""
+    """The base policy of a training run without a residual: alpha 0, and no pictures but those that a taught pose
+    network sees. Raises ConfigError if it has yet to be taught."""
+    if config.sheet_pose == "camera" and not config.pose_network:
+        raise ConfigError(
+            "sheet_pose is 'camera', and no pose network is given: teach one with so101 teach-pose --out DIR, then add "
+            "--pose-network DIR."
+        )
     alone = dataclasses.replace(
         config,
         obs="state",
         privileged_base=False,
-        blind=False,
+        blind=config.blind and config.sheet_pose == "camera",
         residual=dataclasses.replace(config.residual, alpha=0.0),
     )
     return _untrained(config.base, alone, tolerances)
@@ -123,4 +130,7 @@ def _untrained(name: str, config: TrainConfig, tolerances: tuple[float, ...]) ->
     task = config.environment(1, training=False, report_tolerances=tolerances).task
     base = make_base(config.base, task, config.model)
     residual = config.make_residual(base.num_features)
-    return Policy(name, config, tolerances, base, residual, residual.init(jax.random.PRNGKey(0)))
+    learner = residual.init(jax.random.PRNGKey(0))
+    if config.pose_network:
+        learner = load_pose_network(Path(config.pose_network), learner, config)
+    return Policy(name, config, tolerances, base, residual, learner)

@@ -23,6 +23,7 @@ from train.evaluate import Episodes, Evaluator
 from train.files import replacing, write_text
 from train.provenance import commit_in_words, provenance
 from train.rollout import BASE, MEAN, NOISE, SAMPLE
+from train.teach import errors_in_words
 from train.video import write_videos
 
 if TYPE_CHECKING:
@@ -65,14 +66,13 @@ def task_of(env: PaperReturnEnv, episodes: int, seed: int) -> dict[str, Any]:
 
 def saw(config: TrainConfig, base: BasePolicy) -> dict[str, list[str]]:
     """What actor, base policy and critic get to see in a run."""
-    actor = ["joints"]
-    if config.obs == "pixels":
-        actor.append("blank pictures" if config.blind else "pictures")
-    else:
-        actor.append("sheet_pose")
+    pictures = "blank pictures" if config.blind else "pictures"
+    pose = "sheet_pose" if config.sheet_pose == "simulation" else f"sheet_pose from {pictures}"
+    actor = ["joints", pictures if config.obs == "pixels" else pose]
     if not config.privileged_base and config.obs != "state25":
         actor.append("base_plan")
-    return {"actor": actor, "base": list(base.sees), "critic": ["joints", "sheet_pose", "base_plan", "parameters"]}
+    sees = [pose if what == "sheet_pose" else what for what in base.sees]
+    return {"actor": actor, "base": sees, "critic": ["joints", "sheet_pose", "base_plan", "parameters"]}
 
 
 def seen(saw: dict[str, list[str]]) -> str:
@@ -175,6 +175,7 @@ def write_report(trainer, learner: Learner, finished: bool) -> dict[str, Any]:
         "steps_per_second": trainer.steps_per_second if np.isfinite(trainer.steps_per_second) else None,
         "peak_memory_bytes": peak_memory(),
         "evaluations": trainer.evaluations,
+        "taught": trainer.taught,
         "results": results,
         "note": trainer.base.note,
         "videos": [],
@@ -217,6 +218,7 @@ def _markdown(report: dict[str, Any]) -> str:
         f"({spent['compile']:.0f} s) and evaluation ({spent['evaluation']:.0f} s)"
         + (f". {report['ended']}" if report["finished"] else "; stopped early by a signal."),
         *_chosen(report["evaluations"]),
+        *([f"Pose network: {errors_in_words(report['taught'])}."] if report["taught"] else []),
         "",
         *([f"**{report['note']}**", ""] if report["note"] else []),
         "; ".join(f"{who} sees {', '.join(what) or 'nothing'}" for who, what in told.items()) + ".",

@@ -69,6 +69,7 @@ class Pending:
     carry: Carry
     fields: dict[str, jax.Array]
     ctrl: jax.Array  # [env, substeps, 6]
+    pictures: dict[str, jax.Array]  # {'pixels/CAMERA': uint8 [env, height, width, 3]}, if the policy sees any
     vectors: dict[str, jax.Array]
     raw: jax.Array  # [env, 6] unclipped residual
     log_prob: jax.Array  # [env] of `raw` for the policy that acted
@@ -115,7 +116,7 @@ class Roller:
         self.env, self.base, self.residual, self.keep = env, base.for_env(env), residual, keep
         self.costs = costs or ResidualCosts()
         self.mix = Mix.of(mode, residual.authority, noise)
-        self.eyes = Eyes(residual.render, env, blind) if residual.render else None
+        self.eyes = Eyes(residual.drawn, env, blind) if residual.drawn else None
         self.stopped: Callable[[], bool] = lambda: False
         """Asked between control steps, and between pieces of a jitted evaluation; True raises Interrupted."""
         self._act = jax.jit(self.act)
@@ -142,9 +143,11 @@ class Roller:
 
     # -- the two halves of a control step --------------------------------------------------------------------------
     def act(self, learner: Learner, carry: Carry, mix: Mix) -> Pending:
-        """Observe, ask the base policy, add the residual; gives what physics needs."""
+        """Look, observe, ask the base policy, add the residual; gives what physics needs."""
         task = self.env.task
         key, key_base, key_residual, key_picture = jax.random.split(carry.key, 4)
+        pictures = self.eyes(carry.state, key_picture, mix.sight) if self.eyes else {}
+        carry = carry.replace(state=self._looked(learner, carry.state, pictures))
         seen = jax.vmap(task.observe)(carry.state)
         base_carry, chunk = self.base.chunk(carry.base, seen, key_base, seen.new_episode)
         base_target = chunk[:, 0]
@@ -156,8 +159,8 @@ class Roller:
             ),
             "privileged_state": jax.vmap(lambda *x: critic_vector(task, *x))(carry.state, features),
         }
-        if self.eyes:
-            vectors |= self.eyes(carry.state, key_picture, mix.sight)
+        if self.residual.render:
+            vectors |= pictures
         raw, log_prob = self._raw_residual(learner, vectors, key_residual, mix)
         r = jnp.clip(raw, -1.0, 1.0)
         asked = blend(base_target, r, mix.authority)  # a NaN stays one: `command` does not take it, and says so
@@ -165,7 +168,14 @@ class Roller:
         older_target = carry.state.previous_target
         state, fields, ctrl = self.env.begin_step(carry.state, asked)
         carry = Carry(state=state, base=base_carry, last_residual=last, key=key)
-        return Pending(carry, fields, ctrl, vectors, raw, log_prob, r, base_target, asked, older_target)
+        return Pending(carry, fields, ctrl, pictures, vectors, raw, log_prob, r, base_target, asked, older_target)
+
+    def _looked(self, learner: Learner, state: State, pictures: dict[str, jax.Array]) -> State:
+        """The state whose seen sheet poses are those that the pose network finds in the pictures, if there is one."""
+        if self.residual.pose is None:
+            return state
+        joints = jax.vmap(self.env.task.observe)(state).joint_pos
+        return self.residual.pose.look(learner.pose, state, pictures, joints)
 
     def _raw_residual(
         self, learner: Learner, vectors: dict[str, jax.Array], key: jax.Array, mix: Mix
@@ -205,7 +215,8 @@ class Roller:
     def value_vectors_of(self, base_carry: Any, state: State) -> dict[str, jax.Array]:
         """The critic's input in `state`, with what the base policy would tell of its plan once it has seen it.
 
-        A model's chunk that is used up cannot be renewed here; its features then tell just that.
+        A model's chunk that is used up cannot be renewed here; its features then tell just that. Nothing is drawn here:
+        the plan is that for the simulated pose, of which the critic knows anyway.
         """
         task = self.env.task
         seen = jax.vmap(task.observe)(state)
