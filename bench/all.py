@@ -51,9 +51,15 @@ FIGURES: dict[str, Figure] = {
     "h100_train": Figure("bench.train --seeds 0 1 2 --folder {runs} -- --preset gpu --no-video"),
     "h100_train_real": Figure("bench.train --seeds 0 --folder {runs} -- --preset gpu --randomization real"),
     "h100_pixels_privileged": Figure(
-        "bench.train --seeds 0 --blind-control --folder {runs} -- --preset gpu --obs pixels --privileged-base "
+        "bench.train --seeds 0 --blind-seeds 0 --folder {runs} -- --preset gpu --obs pixels --privileged-base "
         "--detail coarse --steps 10000000 --eval-every 0.125 --eval-episodes 512 --no-video"
     ),
+    "h100_pixels_train": Figure(
+        "bench.train --seeds 0 1 2 --blind-seeds 0 --over bench/results/h100_train.json --folder {runs} -- "
+        "--preset gpu --sheet-pose camera --width 128 --height 128 --steps 20000000 --eval-every 0.1 "
+        "--eval-episodes 512 --no-video"
+    ),
+    "h100_pose": Figure("bench.pose"),
     "h100_eval_repeat": Figure("bench.repeat", 5),
     "base_policies": Figure("bench.bases", 8),
     "h100_rgb_one_camera": Figure(_RGB + " --cameras 1 --size 64x64 128x128 224x224 --num-envs 65536 32768 16384"),

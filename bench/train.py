@@ -1,7 +1,7 @@
 """Trains with `so101 train` over several seeds, each in a process of its own, and records success and time.
 
     python -m bench.train --seeds 0 1 2 --out bench/results/h100_train.json -- --preset gpu
-    python -m bench.train --folder runs/bench --blind-control --out NAME.json -- --obs pixels --privileged-base
+    python -m bench.train --folder runs/bench --blind-seeds 0 --out NAME.json -- --obs pixels --privileged-base
 
 Rates are those of all episodes of all seeds together, with a 95 % Wilson interval. With `--folder`, a seed that has
 been trained there by the same command and the same sources is not trained again: long lists can be made in parts.
@@ -43,8 +43,10 @@ class TrainBenchConfig:
     seeds: tuple[int, ...] = (0,)
     tolerance_mm: str = "5"
     """Which success makes the headline."""
-    blind_control: bool = False
-    """Train each seed a second time with --blind added."""
+    blind_seeds: tuple[int, ...] = ()
+    """Seeds to train a second time with --blind added, the control."""
+    over: Path | None = None
+    """Another record of this command, of the same kind of device: training steps/s are also given over its own."""
     folder: Path | None = None
     """Where the run folders go, or are; default a temporary folder."""
     out: Path = Path("train.json")
@@ -52,6 +54,10 @@ class TrainBenchConfig:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds is {self.seeds}; give at least one, each once.")
+        if not set(self.blind_seeds) <= set(self.seeds):
+            raise ConfigError(f"blind_seeds is {self.blind_seeds}; give some of the seeds {self.seeds}.")
+        if self.over and not self.over.is_file():
+            raise ConfigError(f"over is {str(self.over)!r}, which is no file; give a record of python -m bench.train.")
 
 
 def run(seed: int, folder: Path, flags: list[str]) -> dict[str, Any]:
@@ -138,6 +144,16 @@ def _running(run: dict[str, Any]) -> float:
     return spent["total"] - spent["compile"] - spent.get("teaching", 0.0)
 
 
+def speed_over(headline: list[dict[str, Any]], path: Path, device: str) -> dict[str, Any]:
+    """Training steps/s of a headline over those of the record at `path`. Raises ConfigError for another device."""
+    other = json.loads(path.read_text())
+    if other["device"] != device:
+        raise ConfigError(f"{path} is of {other['device']}, these runs are of {device}; measure it on the same device.")
+    ours, theirs = (next(f for f in h if f["name"].endswith("_steps_per_s")) for h in (headline, other["headline"]))
+    below = theirs["name"].removesuffix("_steps_per_s")
+    return figure(f"{ours['name']}_over_{below}", ours["value"] / theirs["value"], "ratio")
+
+
 def record(config: TrainBenchConfig, flags: list[str], sets: list[list[dict[str, Any]]]) -> None:
     """Write the JSON of the runs so far. sets: runs that differ only in their seed, each."""
     sets = [runs for runs in sets if runs]
@@ -145,8 +161,11 @@ def record(config: TrainBenchConfig, flags: list[str], sets: list[list[dict[str,
     devices = sorted({run["device"] for run in runs})
     if len(devices) > 1:
         raise ConfigError(f"the runs are of several devices: {', '.join(devices)}; name another --folder.")
+    headline = [entry for runs in sets for entry in figures(runs, config.tolerance_mm)]
+    if config.over:
+        headline.append(speed_over(headline, config.over, devices[0]))
     write_record(
-        config.out, [entry for runs in sets for entry in figures(runs, config.tolerance_mm)],
+        config.out, headline,
         seeds=sorted({run["seed"] for run in runs}),
         num_envs=sorted({run["config"]["num_envs"] for run in runs}),
         conditions={
@@ -162,12 +181,13 @@ def record(config: TrainBenchConfig, flags: list[str], sets: list[list[dict[str,
 def main(config: TrainBenchConfig, flags: list[str]) -> None:
     """Run all seeds; the JSON is written after each, so a run that is cut off keeps what it has."""
     folder = config.folder or Path(tempfile.mkdtemp(prefix="so101_bench_"))
-    variants = [flags, *([[*flags, "--blind"]] if config.blind_control else [])]
-    sets: list[list[dict[str, Any]]] = [[] for _ in variants]
+    sets: list[list[dict[str, Any]]] = [[], []]
     for seed in config.seeds:
-        for words, runs in zip(variants, sets, strict=True):
-            runs.append(run(seed, folder / f"{'blind' if '--blind' in words else 'seed'}{seed}", words))
-            record(config, flags, sets)
+        sets[0].append(run(seed, folder / f"seed{seed}", flags))
+        record(config, flags, sets)
+    for seed in config.blind_seeds:
+        sets[1].append(run(seed, folder / f"blind{seed}", [*flags, "--blind"]))
+        record(config, flags, sets)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Mix(NamedTuple):
     """The same choice as numbers, so that one compiled rollout serves them all."""
 
     mean: float
-    sample: float  # times the policy's own deviation from its mean
+    sample: float | jax.Array  # times the policy's own deviation from its mean; or [env, 1]
     noise: float  # standard deviation of white noise
     authority: float  # rad, correction of a joint target at r = 1
     sight: bool = True  # False: the actor's pictures are blank

@@ -78,6 +78,8 @@ class Teacher:
                 f"into {config.minibatches} teach.minibatches; choose num_envs as a multiple of them."
             )
         self.roller = Roller(env, base, residual, self._lesson, mode=SAMPLE, blind=blind)
+        noisy = (jnp.arange(env.num_envs) % 2).astype(jnp.float32)  # half go the base's way: noise spoils its landings
+        self.roller.mix = self.roller.mix._replace(sample=noisy[:, None])
         warm = min(100, config.updates)
         rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warm, max(config.updates, warm + 1))
         self._optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))

@@ -28,7 +28,7 @@ def report(words, rate=0.9, device="NVIDIA H100 80GB HBM3", **config):
         **source()._asdict(), "command": shlex.join(["so101", *words]), "device": device, "driver": "580",
         "time_utc": "2026-01-01T00:00:00+00:00", "config": {**CONFIG, **config}, "finished": True, "steps": 10,
         "environment": {"randomization": {"name": "plain"}}, "seconds": {"total": 9.0, "compile": 4.0},
-        "steps_per_second": 100.0 * rate, "peak_memory_bytes": 1, "evaluations": [],
+        "steps_per_second": 100.0 * rate, "peak_memory_bytes": 1, "evaluations": [], "taught": None,
         "results": {name: result(value, value - 0.1) for name, value in policies.items()},
     }  # fmt: skip
 
@@ -80,9 +80,9 @@ def test_rates_of_unequal_counts_are_weighed():
 
 
 def test_blind_control_stands_beside_the_run_from_pixels(trained, tmp_path):
-    config = TrainBenchConfig(seeds=(0, 1), blind_control=True, folder=tmp_path / "runs", out=tmp_path / "a.json")
+    config = TrainBenchConfig(seeds=(0, 1), blind_seeds=(0, 1), folder=tmp_path / "runs", out=tmp_path / "a.json")
     train.main(config, ["--obs", "pixels", "--privileged-base"])
-    assert ["--blind" in words for words in trained] == [False, True, False, True]
+    assert ["--blind" in words for words in trained] == [False, False, True, True]
     found = headline(config.out)
     assert found["h100_pixels_privileged_success_5mm"]["value"] == pytest.approx(0.85)
     assert found["h100_pixels_privileged_blind_success_5mm"]["value"] == pytest.approx(0.65)
@@ -94,6 +94,9 @@ def test_blind_control_stands_beside_the_run_from_pixels(trained, tmp_path):
         ({}, "plain", "train"), ({"base": "oracle"}, "real", "train_oracle_real"),
         ({"sheet_friction": "viscous"}, "My file.1", "train_my_file_1_viscous"),
         ({"obs": "pixels"}, "plain+looks", "pixels_plain_looks"), ({"obs": "state25"}, "plain", "state25"),
+        ({"sheet_pose": "camera"}, "plain", "pixels_train"),
+        ({"sheet_pose": "camera", "blind": True}, "plain", "pixels_blind"),
+        ({"sheet_pose": "camera", "render": {"renderer": "madrona"}}, "real+looks", "madrona_train_real_looks"),
     ],
 )  # fmt: skip
 def test_names_follow_from_what_was_trained(config, randomization, kind):
@@ -107,6 +110,25 @@ def test_finished_runs_of_the_folder_are_taken(trained, tmp_path):
         train.main(config, [])
     assert [words[words.index("--seed") + 1] for words in trained] == ["0", "1"]
     assert headline(config.out)["h100_train_success_5mm"]["value"] == 170 / 200
+
+
+def test_speed_is_given_over_that_of_another_record(trained, tmp_path):
+    state = TrainBenchConfig(seeds=(0,), folder=tmp_path / "state", out=tmp_path / "h100_train.json")
+    train.main(state, [])
+    config = TrainBenchConfig(seeds=(0,), over=state.out, folder=tmp_path / "runs", out=tmp_path / "a.json")
+    train.main(config, ["--obs", "pixels", "--privileged-base"])
+    assert headline(config.out)["h100_pixels_privileged_steps_per_s_over_h100_train"]["value"] == 1.0
+    state.out.write_text(json.dumps({**json.loads(state.out.read_text()), "device": "NVIDIA H200"}))
+    with pytest.raises(ConfigError, match="is of NVIDIA H200, these runs are of NVIDIA H100 80GB HBM3; measure it on"):
+        train.main(config, ["--obs", "pixels", "--privileged-base"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"blind_seeds": (2,)}, "blind_seeds is .2,.; give some"), ({"over": Path("no")}, "'no'")]
+)
+def test_controls_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainBenchConfig(seeds=(0, 1), **settings)
 
 
 @pytest.mark.parametrize("name", ["command", "source_sha256", "commit", "finished"])

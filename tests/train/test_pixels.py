@@ -15,6 +15,7 @@ from mjx_so101.params import load_randomization
 from mjx_so101.render import PRESETS as RENDER_PRESETS
 from mjx_so101.render import RenderConfig
 from policies.base import SEES_POSE, make_base
+from policies.pose import PoseNetwork
 from policies.residual import ACTOR_LAYOUT, Residual, ResidualConfig, actor_layout
 from train import checkpoint, eyes
 from train import config as train_config
@@ -139,17 +140,26 @@ def executed_targets(roller, shaken, with_sheet, pose, steps=40):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("base", "equal"), [("zero", True), ("jacobian", False)])
+@pytest.mark.parametrize(
+    ("base", "obs", "camera", "equal"),
+    [
+        ("zero", "pixels", False, True), ("jacobian", "pixels", False, False), ("jacobian", "pixels", True, True),
+        ("jacobian", "state", True, True), ("oracle", "state", True, True), ("jacobian", "state25", True, True),
+    ],
+)  # fmt: skip
 def test_without_a_privileged_base_no_target_depends_on_the_true_sheet(
-    make_env, shaken, with_sheet, monkeypatch, base, equal
+    make_env, shaken, with_sheet, monkeypatch, base, obs, camera, equal
 ):
     """Two sheets out of the arm's reach, the same joints and pictures: the same targets over a whole episode. A base
-    that reads the true pose cannot pass, which is why it must be asked for and is said in the report."""
+    that reads the true pose cannot pass, which is why it must be asked for and is said in the report; with a pose
+    network in between it does."""
     monkeypatch.setattr(eyes, "make_renderer", lambda *_, **__: Canned())
     env = make_env(2, "nominal", auto_reset=False, task=TaskConfig(episode_steps=40))
     policy = make_base(base, env.task)
-    told = actor_layout("pixels", base in SEES_POSE)
-    residual = Residual(ResidualConfig(hidden=(16,)), policy.num_features, RENDER, told)
+    told = actor_layout(obs, base in SEES_POSE and not camera)
+    pose = PoseNetwork(RENDER, env.task.geometry.goal, channels=8, hidden=16) if camera else None
+    render = RENDER if obs == "pixels" else None
+    residual = Residual(ResidualConfig(hidden=(16,)), policy.num_features, render, told, pose)
     roller = Roller(env, policy, residual, lambda pending, *_: pending.carry.state.target, mode=MEAN)
     one = executed_targets(roller, shaken, with_sheet, (0.55, 0.45, 1.2))
     other = executed_targets(roller, shaken, with_sheet, (0.60, 0.30, 1.9))
@@ -177,7 +187,10 @@ def test_pixels_over_a_base_that_reads_the_true_pose_must_be_asked_for(base):
     ("settings", "message"),
     [
         ({"privileged_base": True}, "privileged_base is for a residual that sees pictures"),
-        ({"blind": True}, "blind is for a residual that sees pictures"),
+        ({"obs": "pixels", "privileged_base": True, "sheet_pose": "camera"}, "without --sheet-pose camera"),
+        ({"blind": True}, "blind is for a policy that sees pictures"),
+        ({"sheet_pose": "radar"}, "sheet_pose is 'radar'.*simulation.*camera"),
+        ({"pose_network": "pose"}, "pose_network is 'pose', which --sheet-pose camera reads"),
         ({"obs": "pixels", "base": "zero", "privileged_base": True}, "base 'zero' does not read the sheet's pose"),
     ],
 )
