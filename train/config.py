@@ -13,8 +13,8 @@ from mjx_so101.errors import ConfigError, require_choice
 from mjx_so101.params import FIELDS, Randomization, load_randomization
 from mjx_so101.params import PRESETS as PHYSICS_PRESETS
 from mjx_so101.physics import BACKENDS, default_backend
+from mjx_so101.render import IN_JIT, RenderConfig
 from mjx_so101.render import PRESETS as RENDER_PRESETS
-from mjx_so101.render import RenderConfig
 from mjx_so101.scene import SHEET_FRICTIONS, SceneConfig
 from mjx_so101.task import TaskConfig
 from policies.base import BASES, SCRIPTED, SEES_POSE
@@ -170,7 +170,7 @@ class TrainConfig:
             self.scene_config(),
             self.task_config(training, report_tolerances),
             auto_reset=training,
-            host_stepped=self.base not in SCRIPTED,
+            host_stepped=self.base not in SCRIPTED or self._draws_outside_jit,
         )
 
     def scene_config(self) -> SceneConfig:
@@ -181,6 +181,11 @@ class TrainConfig:
     def pictures(self) -> RenderConfig | None:
         """What the residual sees, or None if it learns from state."""
         return self.render if self.obs == "pixels" else None
+
+    @property
+    def _draws_outside_jit(self) -> bool:
+        """Whether the host draws what the residual sees."""
+        return self.obs == "pixels" and not self.blind and self.render.renderer not in IN_JIT
 
     def make_residual(self, num_features: int) -> Residual:
         """Networks over a base policy with `num_features` features, told what `obs` says."""
