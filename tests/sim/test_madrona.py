@@ -23,6 +23,7 @@ from mjx_so101.render.poses import rotation_matrix
 from mjx_so101.render.tessellate import drawn_geoms
 from mjx_so101.task import State
 from policies.chunked import ChunkedPolicy
+from train.eyes import Eyes
 
 # --- poses
 
@@ -267,6 +268,22 @@ def test_a_model_is_shown_any_subset_of_environments(machine, make_env):
     images, joints, _ = base.look(state, jnp.array([7, 2, 5]))
     assert images.shape == (3, 2, 48, 64, 3)
     np.testing.assert_allclose(joints, env.observe(state).joint_pos[jnp.array([7, 2, 5])])
+    owner.close()
+
+
+def test_training_and_evaluation_see_through_the_same_one(machine, make_env):
+    """Eyes of other numbers of environments; the owner has as many worlds as training."""
+    owner = make_renderer(RENDER, num_envs=4, randomization=PRESETS["nominal"])
+    before = len(FakeAdapter.living.renders)
+    for num_envs, parts in ((4, 1), (9, 3)):
+        seeing, state = Eyes(RENDER, make_env(num_envs, "nominal")), make_env(num_envs, "nominal").reset(0)
+        assert not seeing.jittable
+        seen = jax.jit(seeing.__call__)(state, state.key[0], True, seeing.drawn(state))
+        assert {name: picture.shape for name, picture in seen.items()} == {
+            "pixels/top": (num_envs, 8, 16, 3), "pixels/wrist": (num_envs, 8, 16, 3),
+        }  # fmt: skip
+        assert len(FakeAdapter.living.renders) == before + parts
+        before += parts
     owner.close()
 
 
