@@ -96,8 +96,8 @@ def kind_of(report: dict[str, Any]) -> str:
     camera = config.get("sheet_pose") == "camera"
     words = ["train" if config["obs"] == "state" else config["obs"]]
     if camera:
-        seer = "madrona" if config["render"]["renderer"] == "madrona" else "pixels"
-        words = [seer, "blind" if config["blind"] else "train"]
+        seer = "madrona" if config.get("render", {}).get("renderer") == "madrona" else "pixels"
+        words = [seer, "blind" if config.get("blind") else "train"]
     words += ["privileged"] if config.get("privileged_base") else []
     words += [config["base"]] if config["base"] != "jacobian" else []
     name = report["environment"]["randomization"]["name"]

@@ -155,7 +155,8 @@ class Randomization:
     def range(self, name: str) -> Range:
         """The range of one field; a field not named keeps its default."""
         default = FIELDS[name].default
-        return self.ranges.get(name, (default, default))
+        low, high = self.ranges.get(name, (default, default))  # a list where a file gave it
+        return low, high
 
     def varied(self, names: Iterable[str]) -> list[str]:
         """Those of the named fields that are not always at their default."""

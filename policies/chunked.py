@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
-from mjx_so101.errors import ConfigError, Interrupted
-from mjx_so101.render import AUTO, IN_JIT, PRESETS, Renderer, make_renderer
+from mjx_so101.errors import ConfigError, Interrupted, require_choice
+from mjx_so101.render import AUTO, BACKENDS, PRESETS, RenderConfig, Renderer, make_renderer
 from mjx_so101.render.sensor import sense, sensor_varies
 from mjx_so101.task import Observation, State
 from policies import chunks
@@ -32,7 +32,6 @@ from policies.start import outside_training, require_start
 LEAD_SCALE = 10.0
 SENSOR_TAG, NOISE_TAG = 11, 12
 """Folded into an environment's own key for its sensor's noise and the model's; 0 and 1 give what the task draws."""
-RENDERERS = (*IN_JIT, "mujoco")
 
 
 class ChunkSource(Protocol):
@@ -84,8 +83,9 @@ class ChunkedPolicy:
         size: tuple[int, int] | None = None,
         any_start: bool = False,
     ):
-        """executed: actions of a chunk that an environment executes at most. renderer: one of `RENDERERS`. size: width
-        and height of the pictures (px); default 320 x 240. any_start: do not refuse a start pose, see `check_start`.
+        """executed: actions of a chunk that an environment executes at most. renderer: 'auto' or one of
+        `render.BACKENDS`. size: width and height of the pictures (px); default 320 x 240. any_start: do not refuse a
+        start pose, see `check_start`.
 
         Raises ConfigError for more actions than a chunk has, another renderer, a camera that the scene lacks, or a
         start pose that is not allowed.
@@ -95,20 +95,12 @@ class ChunkedPolicy:
                 f"horizon is {executed}; a chunk of this model has {source.horizon} actions: give 1 to "
                 f"{source.horizon}."
             )
-        if renderer not in RENDERERS:
-            raise ConfigError(
-                f"base_renderer is {renderer!r}; choose {' or '.join(map(repr, RENDERERS))}: they draw only those "
-                "environments whose chunk is due."
-            )
+        require_choice("base_renderer", renderer, (AUTO, *BACKENDS))
         self.source, self.executed = source, executed
         self.name, self.cameras, self.note = source.name, source.cameras, source.note
         self.training_range = source.training_range
         self.any_start = any_start
-        preset = PRESETS["gr00t"]
-        width, height = size or (preset.width, preset.height)
-        self.render_config = dataclasses.replace(
-            preset, renderer=renderer, cameras=source.cameras, width=width, height=height
-        )
+        self.render_config = pictures_for(renderer, source.cameras, size)
         self.passes = 0
         """Passes through the model so far."""
         self.stopped: Callable[[], bool] = lambda: False
@@ -249,6 +241,13 @@ class ChunkedPolicy:
             "latency_s_median": latency,
             "inferences_per_s": self.slots / latency,
         }
+
+
+def pictures_for(renderer: str, cameras: tuple[str, ...], size: tuple[int, int] | None = None) -> RenderConfig:
+    """What a model is shown: all its cameras, drawn in full detail. size: width and height (px); default 320 x 240."""
+    preset = PRESETS["gr00t"]
+    width, height = size or (preset.width, preset.height)
+    return dataclasses.replace(preset, renderer=renderer, cameras=cameras, width=width, height=height)
 
 
 def _begin(carry: Chunks, state: State) -> tuple[Chunks, jax.Array]:

@@ -60,7 +60,7 @@ class ModelOptions:
     jax_memory: float = 0.2
     """groot: share of the GPU that JAX takes; the rest is for torch and the renderer."""
     base_renderer: str = "auto"
-    """Draws what the model sees: 'quad', 'warp', or 'mujoco' (OpenGL, one by one); 'auto': quad, or warp."""
+    """Draws what the model sees: 'quad', 'warp', 'madrona' or 'mujoco' (OpenGL, one by one); 'auto': quad, or warp."""
     base_width: int = PICTURE_SIZE[0]
     """Pixels across of each picture that the model is shown, before it is cropped and squeezed to a square."""
     base_height: int = PICTURE_SIZE[1]

@@ -244,7 +244,7 @@ class Residual:
         return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), learner)
 
     @property
-    def drawn(self) -> RenderConfig | None:
+    def shown(self) -> RenderConfig | None:
         """The pictures that somebody sees: the actor, or the pose network, which sees the same."""
         return self.render or (self.pose.render if self.pose else None)
 

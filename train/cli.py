@@ -18,6 +18,8 @@ from train.hardware import set_caches, share_gpu
 if TYPE_CHECKING:
     from policies.model import ModelOptions
     from train.config import TrainConfig
+    from train.evaluate import Episodes
+    from train.flags import EvalFlags
     from train.run_folder import RunFolder
 
 COMMANDS = {
@@ -113,12 +115,11 @@ def _train(arguments: list[str]) -> None:
     given, rest = first.parse_known_args(arguments)
     rest += [] if given.alpha in (None, "auto") else ["--alpha", given.alpha]
 
-    import jax
-
     from mjx_so101.errors import require_choice
     from train import run_folder
     from train.config import PRESETS, TrainConfig, default_preset
     from train.gate_first import check_alpha
+    from train.madrona_first import for_training
     from train.provenance import source
 
     source()  # as it is now: the run may outlast the next edit
@@ -129,23 +130,30 @@ def _train(arguments: list[str]) -> None:
         if any(word.partition("=")[0] == "--randomization" for word in rest):
             default = dataclasses.replace(default, resolved=None)  # what it says now is compared with the checkpoint
     else:
-        preset = given.preset or default_preset(_base_in(rest), jax.default_backend() == "gpu")
+        preset = given.preset or default_preset(_base_in(rest), _has_gpu(rest))
         default = PRESETS[require_choice("preset", preset, PRESETS)]
-    config = _parse(TrainConfig, rest, "train", default=default, description=_TRAIN_HELP).resolve()
-    if not given.resume:
-        chosen = "given" if given.preset else "chosen by base and machine; --preset takes another"
-        print(f"Preset {preset} ({chosen}): {config.num_envs:,} environments, {config.steps:,} steps", flush=True)
-    needs_gpu = (given.preset or "").startswith("gpu")
-    if needs_gpu or config.physics == "warp":
-        _explain_missing_gpu(needed=given.preset if needs_gpu else "")
+    config = _parse(TrainConfig, rest, "train", default=default, description=_TRAIN_HELP)
+    with for_training(config):
+        config = config.resolve()
+        if not given.resume:
+            chosen = "given" if given.preset else "chosen by base and machine; --preset takes another"
+            print(f"Preset {preset} ({chosen}): {config.num_envs:,} environments, {config.steps:,} steps", flush=True)
+        needs_gpu = (given.preset or "").startswith("gpu")
+        if needs_gpu or config.physics == "warp":
+            _explain_missing_gpu(needed=given.preset if needs_gpu else "")
+        with _run_folder(given, config) as folder:
+            _train_in(folder, config, bool(given.resume), given.gate_episodes, given.force, given.alpha)
+
+
+def _run_folder(given: argparse.Namespace, config: TrainConfig) -> RunFolder:
+    """The folder to train in, which belongs to this process from now on."""
+    from train import run_folder
+
     if given.resume:
-        folder = run_folder.open_for_resume(Path(given.resume))
-    elif given.out:
-        folder = run_folder.open_given(Path(given.out))
-    else:
-        folder = run_folder.open_new(f"{config.base}-{Path(config.randomization).stem}")
-    with folder:
-        _train_in(folder, config, bool(given.resume), given.gate_episodes, given.force, given.alpha)
+        return run_folder.open_for_resume(Path(given.resume))
+    if given.out:
+        return run_folder.open_given(Path(given.out))
+    return run_folder.open_new(f"{config.base}-{Path(config.randomization).stem}")
 
 
 def _train_in(
@@ -199,6 +207,17 @@ def _base_in(arguments: list[str]) -> str:
     return flags.parse_known_args(arguments)[0].base
 
 
+def _has_gpu(arguments: list[str]) -> bool:
+    """Whether there is a GPU to train on. Madrona needs one, and must be there before JAX, which could tell."""
+    from train.madrona_first import MADRONA
+
+    if any(word.rpartition("=")[2] == MADRONA for word in arguments):
+        return True
+    import jax
+
+    return jax.default_backend() == "gpu"
+
+
 def _explain_missing_gpu(needed: str) -> None:
     """Raise ConfigError if preset `needed` asked for a GPU and JAX has none; only warn where the CPU is merely slow."""
     import jax
@@ -234,8 +253,8 @@ def _eval(arguments: list[str]) -> None:
         require_writable_folder(flags.video, "--video")
 
     from policies.base import BASES, SCRIPTED
-    from train.evaluate import Evaluator
-    from train.policy import load_policy
+    from train.madrona_first import for_evaluation
+    from train.policy import policy_config
     from train.provenance import provenance
     from train.report import success_text
     from train.video import write_videos
@@ -244,13 +263,10 @@ def _eval(arguments: list[str]) -> None:
         changes = overrides(flags)
         if flags.base in BASES and flags.base not in SCRIPTED:
             changes["eval_episodes"] = flags.episodes  # a model answers for no episode that nobody asked for
-        policy = load_policy(flags.run, flags.base, changes, flags.tolerance_mm)
-        env = policy.environment(policy.config.evaluation_batch())
-        print(f"Running {flags.episodes} episodes under randomization {policy.randomization} ...", flush=True)
-        evaluator = Evaluator(env, policy.base, policy.residual, _action(flags.action), blind=policy.config.blind)
-        episodes = evaluator(policy.learner, flags.episodes, flags.seed)
+        with for_evaluation(policy_config(flags.run, flags.base, changes)):
+            episodes, evaluated = _evaluate(flags, changes)
         summary = episodes.summary()
-    record = {**summary, "policy": policy.name, "seed": flags.seed, "environment": env.describe(), **provenance()}
+    record = {**summary, **evaluated, "seed": flags.seed, **provenance()}
     text = json.dumps(record, indent=2)
     if flags.json == "-":
         print(text, flush=True)
@@ -261,6 +277,19 @@ def _eval(arguments: list[str]) -> None:
         write_text(Path(flags.json), text + "\n")
     if flags.video:
         print(*write_videos(episodes, flags.video, flags.video_episodes), sep="\n", file=sys.stderr)
+
+
+def _evaluate(flags: EvalFlags, changes: dict[str, Any]) -> tuple[Episodes, dict[str, Any]]:
+    """Run the episodes; gives them, and which policy and environment they are of."""
+    from train.evaluate import Evaluator
+    from train.policy import load_policy
+
+    policy = load_policy(flags.run, flags.base, changes, flags.tolerance_mm)
+    env = policy.environment(policy.config.evaluation_batch())
+    print(f"Running {flags.episodes} episodes under randomization {policy.randomization} ...", flush=True)
+    evaluator = Evaluator(env, policy.base, policy.residual, _action(flags.action), blind=policy.config.blind)
+    episodes = evaluator(policy.learner, flags.episodes, flags.seed)
+    return episodes, {"policy": policy.name, "environment": env.describe()}
 
 
 def _model_of_run(arguments: list[str]) -> ModelOptions:
@@ -311,11 +340,13 @@ def _play(arguments: list[str]) -> None:
 
     flags = _parse(PlayFlags, arguments, "play", default=PlayFlags(model=_model_of_run(arguments)))
     require_writable_folder(flags.out, "--out")
-    from train.play import play
-    from train.policy import load_policy
+    from train.madrona_first import for_evaluation
+    from train.play import has_display, play
+    from train.policy import load_policy, policy_config
 
-    base = flags.base or (None if flags.run else "oracle")
-    play(load_policy(flags.run, base, overrides(flags)), flags.seed, flags.out, flags.video_episodes)
+    chosen = flags.run, flags.base or (None if flags.run else "oracle"), overrides(flags)
+    with for_evaluation(policy_config(*chosen), 1 if has_display() else flags.video_episodes):
+        play(load_policy(*chosen), flags.seed, flags.out, flags.video_episodes)
 
 
 def _gate(arguments: list[str]) -> None:

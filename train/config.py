@@ -13,8 +13,8 @@ from mjx_so101.errors import ConfigError, require_choice
 from mjx_so101.params import FIELDS, Randomization, load_randomization
 from mjx_so101.params import PRESETS as PHYSICS_PRESETS
 from mjx_so101.physics import BACKENDS, default_backend
+from mjx_so101.render import IN_JIT, RenderConfig
 from mjx_so101.render import PRESETS as RENDER_PRESETS
-from mjx_so101.render import RenderConfig
 from mjx_so101.scene import SHEET_FRICTIONS, SceneConfig
 from mjx_so101.task import TaskConfig
 from policies.base import BASES, SCRIPTED, SEES_POSE
@@ -128,7 +128,7 @@ class TrainConfig:
     def _check_sight(self) -> None:
         """Raise ConfigError unless what the residual sees goes with what the base policy sees."""
         camera = self.sheet_pose == "camera"
-        if self.blind and not (self.pictures or camera):
+        if self.blind and not self.shown:
             raise ConfigError(
                 "blind is for a policy that sees pictures: add --obs pixels or --sheet-pose camera, or leave it out."
             )
@@ -189,7 +189,7 @@ class TrainConfig:
             self.scene_config(),
             self.task_config(training, report_tolerances),
             auto_reset=training,
-            host_stepped=self.base not in SCRIPTED,
+            host_stepped=self.base not in SCRIPTED or self._draws_outside_jit,
         )
 
     def scene_config(self) -> SceneConfig:
@@ -200,6 +200,16 @@ class TrainConfig:
     def pictures(self) -> RenderConfig | None:
         """What the residual sees, or None if it learns from state."""
         return self.render if self.obs == "pixels" else None
+
+    @property
+    def _draws_outside_jit(self) -> bool:
+        """Whether the host draws what is seen."""
+        return self.shown is not None and not self.blind and self.render.renderer not in IN_JIT
+
+    @property
+    def shown(self) -> RenderConfig | None:
+        """The pictures that residual or pose network see, or None."""
+        return self.render if self.sheet_pose == "camera" else self.pictures
 
     def make_residual(self, num_features: int) -> Residual:
         """Networks over a base policy with `num_features` features, told what `obs` says."""
@@ -235,7 +245,7 @@ class TrainConfig:
     def _require_looks_seen(self, randomization: Randomization) -> None:
         """Raise ConfigError if it varies how things look where nothing draws pictures: that would change nothing."""
         looks = randomization.varied(name for name, field in FIELDS.items() if field.group == "look")
-        if not looks or self.pictures or self.sheet_pose == "camera" or self.base not in SCRIPTED:
+        if not looks or self.shown or self.base not in SCRIPTED:
             return
         plain = self.randomization.removesuffix("+looks")
         fix = f"use {plain!r}" if plain in PHYSICS_PRESETS else f"leave {'it' if len(looks) == 1 else 'them'} out"

@@ -1,4 +1,4 @@
-"""Pictures for the learner: a renderer inside the jitted rollout, then the sensor, uint8 throughout."""
+"""Pictures for the learner: a renderer, inside the jitted rollout where it can, then the sensor, uint8 throughout."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 
 from mjx_so101.env import PaperReturnEnv
 from mjx_so101.errors import ConfigError
-from mjx_so101.render import IN_JIT, RenderConfig, check_pictures, make_renderer
-from mjx_so101.render.base import available_memory
+from mjx_so101.render import RenderConfig, check_pictures, make_renderer
+from mjx_so101.render.base import Array, available_memory
 from mjx_so101.render.sensor import sense, sensor_varies
 from mjx_so101.scene import JOINTS
 from mjx_so101.task import State
@@ -25,25 +25,30 @@ class Eyes:
     def __init__(self, config: RenderConfig, env: PaperReturnEnv, blind: bool = False):
         """blind: draw nothing; every picture is black, the control of what pictures are worth.
 
-        Raises ConfigError for a renderer that cannot work inside jit, an unknown camera, or too many pixels.
+        Raises ConfigError for what the renderer cannot draw or lacks, an unknown camera, or too many pixels.
         """
-        if config.renderer not in IN_JIT:
-            raise ConfigError(
-                f"renderer is {config.renderer!r}; learning from pixels needs one that draws inside jit: choose "
-                f"{', '.join(map(repr, IN_JIT))}."
-            )
         self.config, self.blind, self._num_envs = config, blind, env.num_envs
+        self.jittable = blind
+        """False if the host must hand in what `drawn` gives."""
         if blind:
             return
         self.renderer = make_renderer(config, env.scene, env.num_envs, env.task.randomization)
+        self.jittable = self.renderer.jittable
         self._sensing = sensor_varies(env.task.randomization)
 
-    def __call__(self, state: State, key: jax.Array, sight: bool | jax.Array = True) -> dict[str, jax.Array]:
-        """{'pixels/CAMERA': uint8 [env, height, width, 3] sRGB}, black without `sight`; jittable."""
+    def drawn(self, state: State) -> Array | None:
+        """What a renderer outside jit draws of `state`; None if there is none, and the call itself draws."""
+        return None if self.jittable else self.renderer.render(state)
+
+    def __call__(
+        self, state: State, key: jax.Array, sight: bool | jax.Array = True, rgb: Array | None = None
+    ) -> dict[str, jax.Array]:
+        """{'pixels/CAMERA': uint8 [env, height, width, 3] sRGB}, black without `sight`; jittable. rgb: see `drawn`."""
         if self.blind:
             blank = jnp.zeros((self._num_envs, self.config.height, self.config.width, 3), jnp.uint8)
             return {f"pixels/{name}": blank for name in self.config.cameras}
-        rgb = self.renderer.render(state)
+        if rgb is None:
+            rgb = self.renderer.render(state)
         if self._sensing:
             rgb = sense(rgb, state.params, jax.random.split(key, self._num_envs))
         rgb = rgb * jnp.asarray(sight, jnp.uint8)
@@ -52,7 +57,8 @@ class Eyes:
     def check(self, state: State) -> None:
         """Raise HealthError if a picture of `state` shows one colour only; call it from the host."""
         if not self.blind:
-            check_pictures(jax.jit(self.renderer.render)(state), self.config.cameras)
+            draw = jax.jit(self.renderer.render) if self.jittable else self.renderer.render
+            check_pictures(draw(state), self.config.cameras)
 
 
 def picture_faults(vectors: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -39,6 +39,10 @@ class EvalFlags:
     """'mean' or 'sample'."""
     eval_batch: int | None = None
     """Episodes simulated at once; default the run's own, with which the figures of its report repeat."""
+    renderer: str | None = None
+    """Draws what residual or pose network see; default is the run's own."""
+    pose_network: str | None = None
+    """With --base: folder of `so101 teach-pose`, through which it sees the sheet instead of being told."""
     model: tyro.conf.OmitArgPrefixes[ModelOptions] = dataclasses.field(default_factory=ModelOptions)
     json: str | None = None
     """File for the JSON, or - for standard output."""
@@ -64,6 +68,10 @@ class PlayFlags:
     sheet_friction: str | None = None
     home: tuple[float, ...] | str | None = None
     """Start pose: 'task', 'checkpoint' or six angles in rad, gripper last; default is the run's own, or task."""
+    renderer: str | None = None
+    """Draws what residual or pose network see; default is the run's own."""
+    pose_network: str | None = None
+    """With --base: folder of `so101 teach-pose`, through which it sees the sheet instead of being told."""
     seed: int = 0
     model: tyro.conf.OmitArgPrefixes[ModelOptions] = dataclasses.field(default_factory=ModelOptions)
     out: Path = Path("play")
@@ -83,5 +91,7 @@ def require_tiles(video_episodes: int) -> None:
 
 def overrides(flags: Any) -> dict[str, Any]:
     """Fields of a run's configuration that flags of `eval`, `play` or `gate` replace."""
-    names = ("randomization", "physics", "sheet_friction", "home", "model", "eval_batch")
+    names = (
+        "randomization", "physics", "sheet_friction", "home", "model", "eval_batch", "renderer", "pose_network",
+    )  # fmt: skip
     return {name: getattr(flags, name) for name in names if getattr(flags, name, None) is not None}

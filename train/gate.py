@@ -18,14 +18,17 @@ import jax
 import tyro
 
 from mjx_so101.errors import ConfigError
+from policies.base import SCRIPTED
 from policies.model import ModelOptions
 from policies.residual import Residual, ResidualConfig
 from train import gate_report
+from train.config import TrainConfig
 from train.flags import overrides, require_tiles
 from train.gate_trial import Trial, check_joints, measure_actions, training_range
 from train.gate_verdict import CAUTION, NEAR_MM, PROCEED, STOP, Verdict, verdict
+from train.madrona_first import for_evaluation
 from train.outcomes import line, outcomes, table
-from train.policy import Policy, load_policy
+from train.policy import Policy, load_policy, policy_config
 from train.provenance import provenance
 from train.report import task_of
 from train.run_folder import new_folder, prepare_folder
@@ -124,8 +127,7 @@ def run_gate(policy: Policy, settings: GateSettings, out: Path) -> GateResult:
     out = prepare_folder(out)
     try:
         policy = _without_residual(policy, settings.verdict_tolerance_mm)
-        most = 128 if policy.base.jittable else min(128, settings.episodes)
-        batch = settings.eval_batch or policy.config.eval_batch or most
+        batch = _batch(settings, policy.config, runs_model=not policy.base.jittable)
         trial = Trial(policy, batch, settings.seed, settings.strict)
         known = training_range(trial.base)
         check_joints(trial.env.observe(trial.start).joint_pos)
@@ -180,13 +182,22 @@ def require_gate(result: GateResult, force: bool = False) -> None:
 
 def gate_main(flags: GateFlags) -> int:
     """Run `so101 gate`, print the verdict, and give the exit status: 0 for PROCEED and CAUTION, 3 for STOP."""
-    policy = load_policy(None, flags.base, overrides(flags))
-    result = run_gate(policy, flags.settings, flags.out or new_folder(f"gate-{flags.base}"))
+    changes = overrides(flags)
+    config = policy_config(None, flags.base, changes)
+    with for_evaluation(config, _batch(flags.settings, config, runs_model=flags.base not in SCRIPTED)):
+        policy = load_policy(None, flags.base, changes)
+        result = run_gate(policy, flags.settings, flags.out or new_folder(f"gate-{flags.base}"))
     print(result.line)
     if result.report["note"]:
         print(result.report["note"])
     print(*(f"- {line}" for line in result.verdict.advice), f"Report: {result.folder / 'report.md'}", sep="\n")
     return EXIT_STATUS[result.verdict.name]
+
+
+def _batch(settings: GateSettings, config: TrainConfig, runs_model: bool) -> int:
+    """Episodes simulated at once, see `GateSettings.eval_batch`."""
+    most = min(128, settings.episodes) if runs_model else 128
+    return settings.eval_batch or config.eval_batch or most
 
 
 def _without_residual(policy: Policy, tolerance_mm: float) -> Policy:

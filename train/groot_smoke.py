@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from mjx_so101.errors import ConfigError, HealthError, require_choice
+from mjx_so101.render import AUTO, BACKENDS
 from mjx_so101.scene import JOINTS
-from policies.chunked import RENDERERS
 from policies.groot import require_torch
 from policies.model import PICTURE_SIZE, ModelOptions
 from policies.start import outside_training, require_start
@@ -57,7 +57,7 @@ class SmokeFlags:
     denoising_steps: int = 0
     """0: the checkpoint's own number."""
     base_renderer: str = "auto"
-    """'auto', 'quad', 'warp' or 'mujoco', as for train and gate."""
+    """'auto', 'quad', 'warp', 'madrona' or 'mujoco', as for train and gate."""
     base_width: int = PICTURE_SIZE[0]
     """Pixels across of each picture, as for train and gate."""
     base_height: int = PICTURE_SIZE[1]
@@ -86,7 +86,7 @@ def smoke(flags: SmokeFlags) -> None:
 
     Raises HealthError if a target is not finite.
     """
-    require_choice("base_renderer", flags.base_renderer, RENDERERS)
+    require_choice("base_renderer", flags.base_renderer, (AUTO, *BACKENDS))
     if flags.out:
         prepare_folder(flags.out)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the GPU is shared with torch
@@ -157,9 +157,11 @@ def _draw(cameras: tuple[str, ...], flags: SmokeFlags) -> tuple[np.ndarray, np.n
             f"The scene has no camera {foreign[0]!r}; it has {', '.join(CAMERAS)}. Say what each of the checkpoint's "
             "cameras shows, as in --camera-map KEY=top (so101 groot inspect lists the keys)."
         )
-    env = flags.as_for_train().environment(flags.num_envs, training=False)
+    train = flags.as_for_train()
     config = RenderConfig(flags.base_renderer, cameras, flags.base_width, flags.base_height)
-    renderer = make_renderer(config, SceneConfig(), env.num_envs, env.task.randomization)
+    # before the environment: Madrona comes before JAX
+    renderer = make_renderer(config, SceneConfig(), flags.num_envs, train.load_randomization())
+    env = train.environment(flags.num_envs, training=False)
     state = env.reset(flags.seed)
     images = np.array(renderer.render(state))
     joints = np.array(env.observe(state).joint_pos, np.float32)

@@ -16,11 +16,16 @@ from train.rollout import MEAN, Roller
 
 def play(policy: Policy, seed: int, out: Path, video_episodes: int = 9) -> None:
     """Show `policy`: live in the viewer until its window closes, or as videos of some episodes in folder `out`."""
-    if not os.environ.get("DISPLAY"):
+    if not has_display():
         print("No display found (DISPLAY is not set), so writing a video instead.")
         print(*policy.write_video(out, seed, video_episodes), sep="\n")
         return
     _view(policy, seed)
+
+
+def has_display() -> bool:
+    """Whether there is a screen for the viewer."""
+    return bool(os.environ.get("DISPLAY"))
 
 
 def _view(policy: Policy, seed: int) -> None:

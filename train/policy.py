@@ -18,7 +18,7 @@ from train.config import TrainConfig
 from train.evaluate import Evaluator
 from train.loop import REPORT_SEED, comparable
 from train.run_folder import saved_config
-from train.teach import load_pose_network
+from train.teach import eyes_of, load_pose_network
 from train.video import write_videos
 
 
@@ -59,29 +59,56 @@ def load_policy(
 ) -> Policy:
     """Load a run's best checkpoint, or a base policy alone (alpha 0). Give exactly one of `run` and `base`.
 
-    overrides: fields of TrainConfig to replace, such as randomization. Raises ConfigError or CheckpointError.
+    overrides: see `policy_config`. Raises ConfigError or CheckpointError.
+    """
+    overrides = overrides or {}
+    config = policy_config(run, base, overrides)
+    if not tolerances_mm:
+        raise ConfigError("tolerance_mm is empty; give at least one tolerance in mm, such as 5.")
+    tolerances = tuple(mm / 1000 for mm in tolerances_mm)
+    if run is None:
+        return base_alone(config, tolerances)
+    path = Path(run) / "checkpoints" / "best"
+    _mention_edits(Path(run), checkpoint_config(run))
+    policy = _untrained(str(run), config, tolerances)
+    checkpoint.check_same(path, checkpoint.read_meta(path)["layout"], policy.residual.layout, "observation layout")
+    learner = checkpoint.restore(path, "learner", policy.learner)
+    return dataclasses.replace(policy, learner=learner, own_ranges="randomization" not in overrides)
+
+
+def policy_config(run: Path | None, base: str | None, overrides: dict[str, Any]) -> TrainConfig:
+    """The configuration under which `load_policy` runs; nothing of JAX starts.
+
+    overrides: fields of TrainConfig to replace, such as randomization; 'renderer' is that of `render`, 'pose_network'
+    the folder of a network through which a base alone sees the sheet. Raises
+    ConfigError or CheckpointError.
     """
     if run is None and base is None:
         raise ConfigError("nothing to run: give --run DIR (a trained policy) or --base NAME (a base policy alone).")
     if run is not None and base is not None:
         raise ConfigError("give either --run DIR (a trained policy) or --base NAME (a base policy alone), not both.")
-    if not tolerances_mm:
-        raise ConfigError("tolerance_mm is empty; give at least one tolerance in mm, such as 5.")
-    overrides = overrides or {}
-    tolerances = tuple(mm / 1000 for mm in tolerances_mm)
+    changes = dict(overrides)
+    renderer, network = changes.pop("renderer", None), changes.pop("pose_network", None)
+    if network and run is not None:
+        raise ConfigError("pose_network is for --base; a run keeps its own network.")
+    if network:
+        changes |= eyes_of(network)
     if run is None:
-        return base_alone(TrainConfig(**{"base": base, **overrides}), tolerances)
-    path = Path(run) / "checkpoints" / "best"
-    saved = checkpoint_config(run)
-    _mention_edits(Path(run), saved)
-    if "randomization" in overrides:
-        saved = dataclasses.replace(saved, resolved=None)
-    # a run made elsewhere is evaluated with what this machine has
-    config = dataclasses.replace(saved, **{"physics": "auto", **overrides})
-    policy = _untrained(str(run), config, tolerances)
-    checkpoint.check_same(path, checkpoint.read_meta(path)["layout"], policy.residual.layout, "observation layout")
-    learner = checkpoint.restore(path, "learner", policy.learner)
-    return dataclasses.replace(policy, learner=learner, own_ranges="randomization" not in overrides)
+        config = TrainConfig(**{"base": base, **changes})
+    else:
+        config = checkpoint_config(run)
+        if "randomization" in changes:
+            config = dataclasses.replace(config, resolved=None)
+        # a run made elsewhere is evaluated with what this machine has
+        config = dataclasses.replace(config, **{"physics": "auto", **changes})
+    if renderer is None:
+        return config
+    if not config.shown:
+        raise ConfigError(
+            f"renderer is {renderer!r}, but no residual or pose network here sees pictures; leave it out "
+            "(--base-renderer draws what the base policy is shown)."
+        )
+    return dataclasses.replace(config, render=dataclasses.replace(config.render, renderer=renderer))
 
 
 def checkpoint_config(run: Path) -> TrainConfig:

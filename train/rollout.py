@@ -1,7 +1,8 @@
 """The rollout: observe, base chunk, residual, blend, physics, reward, reset, for a batch of environments.
 
 `act` and `settle` are the two pure halves of a control step around physics. On a jittable backend a whole rollout is
-one scan; on `native` a host loop alternates physics with the same jitted halves.
+one scan; on `native` a host loop alternates physics with the same jitted halves. So it does where a base policy's model
+or a renderer works outside jit: then each step begins on the host.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from mjx_so101.env import PaperReturnEnv, StepResult
 from mjx_so101.errors import Interrupted, require_choice
+from mjx_so101.render.base import Array
 from mjx_so101.task import State
 from policies.base import BasePolicy
 from policies.residual import Learner, Residual, actor_vector, blend, critic_vector
@@ -116,7 +118,8 @@ class Roller:
         self.env, self.base, self.residual, self.keep = env, base.for_env(env), residual, keep
         self.costs = costs or ResidualCosts()
         self.mix = Mix.of(mode, residual.authority, noise)
-        self.eyes = Eyes(residual.drawn, env, blind) if residual.drawn else None
+        self.eyes = Eyes(residual.shown, env, blind) if residual.shown else None
+        self._from_host = not (self.base.jittable and (self.eyes is None or self.eyes.jittable))
         self.stopped: Callable[[], bool] = lambda: False
         """Asked between control steps, and between pieces of a jitted evaluation; True raises Interrupted."""
         self._act = jax.jit(self.act)
@@ -125,6 +128,7 @@ class Roller:
         self._step = jax.jit(self._whole_step)
         # the old carry's buffers become the new one's: Warp then meets few sets of buffers, see `graphs.graph_mode`
         self._scan = jax.jit(self._scan_steps, static_argnames="steps", donate_argnames="carry")
+        self._stack = jax.jit(lambda kept: jax.tree.map(lambda *rows: jnp.stack(rows), *kept))
         self.value_vectors = jax.jit(lambda carry: self.value_vectors_of(carry.base, carry.state))
         """The critic's input in the state of a carry, for the value after the last step of a rollout."""
 
@@ -142,11 +146,11 @@ class Roller:
         return Carry(state=state, base=self.base.init(n), last_residual=jnp.zeros((n, 6)), key=key)
 
     # -- the two halves of a control step --------------------------------------------------------------------------
-    def act(self, learner: Learner, carry: Carry, mix: Mix) -> Pending:
-        """Look, observe, ask the base policy, add the residual; gives what physics needs."""
+    def act(self, learner: Learner, carry: Carry, mix: Mix, rgb: Array | None = None) -> Pending:
+        """Look, observe, ask the base policy, add the residual; gives what physics needs. rgb: see `Eyes.drawn`."""
         task = self.env.task
         key, key_base, key_residual, key_picture = jax.random.split(carry.key, 4)
-        pictures = self.eyes(carry.state, key_picture, mix.sight) if self.eyes else {}
+        pictures = self.eyes(carry.state, key_picture, mix.sight, rgb) if self.eyes else {}
         carry = carry.replace(state=self._looked(learner, carry.state, pictures))
         seen = jax.vmap(task.observe)(carry.state)
         base_carry, chunk = self.base.chunk(carry.base, seen, key_base, seen.new_episode)
@@ -234,8 +238,8 @@ class Roller:
     def roll(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
         """`steps` control steps; gives the new carry and what `keep` kept of each step, stacked over time. On a
         jittable backend the given carry is used up. Raises Interrupted, see `stopped`."""
-        if not self.base.jittable:
-            return self._roll_with_model(learner, carry, steps)
+        if self._from_host:
+            return self._roll_from_host(learner, carry, steps)
         if self.env.jittable:
             return self._roll_in_pieces(learner, carry, steps)
         kept = []
@@ -266,20 +270,24 @@ class Roller:
             kept.append(jax.block_until_ready(keep))
         return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
 
-    def _roll_with_model(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
-        """The base policy's model runs on the host between control steps."""
+    def _roll_from_host(self, learner: Learner, carry: Carry, steps: int) -> tuple[Carry, Any]:
+        """The base policy's model or the renderer works on the host between control steps."""
         kept = []
-        self.base.stopped = self.stopped
+        if not self.base.jittable:
+            self.base.stopped = self.stopped
         for _ in _counted(steps):
             self._go_on()
             carry = self.refilled(carry)
+            rgb = self.eyes.drawn(carry.state) if self.eyes else None
             if self.env.jittable:
-                carry, keep = self._step(learner, carry, self.mix)
+                carry, keep = self._step(learner, carry, self.mix, rgb)
             else:
-                pending = self._act(learner, carry, self.mix)
+                pending = self._act(learner, carry, self.mix, rgb)
                 carry, keep = self._last(learner, pending, self._physics(pending))
             kept.append(keep)
-        return carry, _stacked(kept)
+        # a training rollout's pictures are gigabytes, which stay on the device where they are
+        on_device = self.eyes and self.env.jittable and self.env.auto_reset
+        return carry, self._stack(kept) if on_device else _stacked(kept)
 
     def _physics(self, pending: Pending):
         return self.env.physics.step(pending.carry.state.physics, pending.fields, pending.ctrl)
@@ -292,8 +300,8 @@ class Roller:
         carry, keep = self._settle_and_keep(learner, pending, physics)
         return self.act(learner, carry, mix), keep
 
-    def _whole_step(self, learner: Learner, carry: Carry, mix: Mix) -> tuple[Carry, Any]:
-        pending = self.act(learner, carry, mix)
+    def _whole_step(self, learner: Learner, carry: Carry, mix: Mix, rgb: Array | None = None) -> tuple[Carry, Any]:
+        pending = self.act(learner, carry, mix, rgb)
         return self._settle_and_keep(learner, pending, self._physics(pending))
 
     def _scan_steps(self, learner: Learner, carry: Carry, mix: Mix, steps: int) -> tuple[Carry, Any]:

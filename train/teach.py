@@ -21,6 +21,7 @@ from tqdm import tqdm
 from mjx_so101.env import PaperReturnEnv, StepResult
 from mjx_so101.errors import ConfigError
 from mjx_so101.geometry import rotate, wrap_half_turn
+from mjx_so101.render import RenderConfig
 from policies.base import BasePolicy
 from policies.residual import Learner, Residual
 from train import checkpoint
@@ -210,6 +211,16 @@ def load_pose_network(folder: Path, learner: Learner, config: TrainConfig) -> Le
     path = Path(folder) / "pose"
     checkpoint.check_same(path, checkpoint.read_meta(path)["sees"], seen_by(config), "what the pose network sees")
     return learner.replace(pose=checkpoint.restore(path, "pose", learner.pose))
+
+
+def eyes_of(folder: str) -> dict[str, Any]:
+    """Fields of TrainConfig with which a base policy sees through the network in `folder`. Raises CheckpointError."""
+    config = checkpoint.read_meta(Path(folder) / "pose")["config"]
+    render = {name: tuple(value) if isinstance(value, list) else value for name, value in config["render"].items()}
+    return {
+        "sheet_pose": "camera", "pose_network": str(folder), "render": RenderConfig(**render),
+        "teach": TeachConfig(**config["teach"]), "blind": config["blind"],
+    }  # fmt: skip
 
 
 def seen_by(config: TrainConfig) -> dict[str, Any]:

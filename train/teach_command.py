@@ -16,6 +16,7 @@ from mjx_so101.render import RenderConfig
 from policies.base import SEES_POSE, make_base
 from train.config import PRESETS, TrainConfig
 from train.files import make_folders, require_writable_folder, write_text
+from train.madrona_first import MADRONA, for_training
 from train.provenance import provenance
 from train.teach import TeachConfig, Teacher, errors_in_words, measure, save_pose_network, taught
 
@@ -50,20 +51,26 @@ class TeachFlags:
             raise ConfigError(f"num_envs is {self.num_envs}; give at least 1, or 0 for the default.")
 
     def config(self) -> TrainConfig:
-        """The same as the configuration of a run."""
-        start = PRESETS["gpu" if jax.default_backend() == "gpu" else "cpu"]
+        """The same as the configuration of a run. Madrona, which needs a GPU, must be there before JAX is asked."""
+        gpu = self.render.renderer == MADRONA or jax.default_backend() == "gpu"
+        start = PRESETS["gpu" if gpu else "cpu"]
         count = self.num_envs or start.num_envs
         return dataclasses.replace(
             start, base=self.base, randomization=self.randomization, physics=self.physics, num_envs=count,
             sheet_friction=self.sheet_friction, seed=self.seed, blind=self.blind, teach=self.teach, render=self.render,
             sheet_pose="camera", ppo=dataclasses.replace(start.ppo, minibatches=1),
-        ).resolve()  # fmt: skip
+        )  # fmt: skip
 
 
 def teach_pose(flags: TeachFlags) -> dict[str, Any]:
     """Teach, measure, and write the network and teach.json into `flags.out`; gives what stands there."""
     require_writable_folder(flags.out, "--out")
     config = flags.config()
+    with for_training(config):
+        return _teach(flags, config.resolve())
+
+
+def _teach(flags: TeachFlags, config: TrainConfig) -> dict[str, Any]:
     env = config.environment(config.num_envs, training=True)
     base = make_base(config.base, env.task)
     residual = config.make_residual(base.num_features)
@@ -79,5 +86,9 @@ def teach_pose(flags: TeachFlags) -> dict[str, Any]:
     success = record["success"]["5"]
     print(errors_in_words(record))
     print(f"{config.base} alone, from pictures: {success['rate']:.1%} within 5 mm; taught in {record['seconds']:.0f} s")
-    print(f"Use it: so101 train --sheet-pose camera --pose-network {flags.out}")
+    size = f"--width {config.render.width} --height {config.render.height}"
+    print(
+        f"Use it: so101 eval --base {config.base} --pose-network {flags.out}, or so101 train --sheet-pose camera "
+        f"--pose-network {flags.out} {size}"
+    )
     return record

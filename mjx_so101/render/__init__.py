@@ -18,7 +18,7 @@ from mjx_so101.scene import DETAILS, SceneConfig, load_visual_model
 BACKENDS = ("quad", "warp", "madrona", "mujoco")
 AUTO = "auto"
 IN_JIT = (AUTO, "quad", "warp")
-"""Renderers that draw inside jit."""
+"""Renderers that draw inside jit; the host asks the others for pictures between two steps."""
 
 __all__ = [
     "AUTO", "BACKENDS", "IN_JIT", "PRESETS", "Frames", "RenderConfig", "Renderer", "check_pictures", "looks_vary",
@@ -82,8 +82,9 @@ def make_renderer(
     """Build the renderer that `config` names; options go to it (depth, segmentation, strict).
 
     randomization: what the states' parameters are drawn from. It is checked against what the backend can vary, and
-    warp draws faster if no looks vary; None expects any. Raises ConfigError for an unknown camera, a scene or looks
-    that the backend cannot draw, pictures that do not fit into memory, or what it needs and this machine lacks.
+    warp draws faster if no looks vary; None expects any. A process has one Madrona: later calls share the first one's,
+    which draws in parts (`madrona.shared`). Raises ConfigError for an unknown camera, a scene or looks that the backend
+    cannot draw, pictures that do not fit into memory, or what it needs and this machine lacks.
     """
     if not isinstance(config, RenderConfig):
         raise ConfigError(f"config is {config!r}; give a RenderConfig, such as one of PRESETS: {', '.join(PRESETS)}.")
@@ -104,11 +105,11 @@ def make_renderer(
 
         return QuadRenderer(*size, fixed_looks=fixed_looks, **options)
     if name == "madrona":
-        from mjx_so101.render.madrona import MadronaRenderer, check_supported
+        from mjx_so101.render.madrona import check_supported, shared
 
         if randomization is not None:
             check_supported(randomization)
-        return MadronaRenderer(*size, **options)
+        return shared(*size, fixed_looks=fixed_looks, **options)
     from mjx_so101.render.mujoco import MujocoRenderer
 
     return MujocoRenderer(*size, **options)

@@ -68,22 +68,28 @@ def check_names_and_sizes(
     scene: SceneConfig, cameras: Sequence[str], width: int, height: int, num_envs: int
 ) -> tuple[str, ...]:
     """`check_request` without the memory, for which it would ask JAX: Madrona comes before JAX."""
+    cameras = check_names(cameras, scene.camera_names)
+    if width < 1 or height < 1:
+        raise ConfigError(f"picture size is {width} x {height}; width and height must be at least 1 pixel.")
+    if num_envs < 1:
+        raise ConfigError(f"num_envs is {num_envs}; it must be at least 1.")
+    return cameras
+
+
+def check_names(cameras: Sequence[str], valid: Sequence[str]) -> tuple[str, ...]:
+    """The cameras as a tuple. Raises ConfigError for none, a repeated one, or one that is not among `valid`."""
     cameras = (cameras,) if isinstance(cameras, str) else tuple(cameras)
     if not cameras:
-        raise ConfigError(f"no camera given; valid cameras are {', '.join(scene.camera_names)}; name at least one.")
+        raise ConfigError(f"no camera given; valid cameras are {', '.join(valid)}; name at least one.")
     for name in cameras:
-        if name not in scene.camera_names:
+        if name not in valid:
             raise ConfigError(
-                f"camera {name!r} is unknown; valid cameras are {', '.join(scene.camera_names)}. "
+                f"camera {name!r} is unknown; valid cameras are {', '.join(valid)}. "
                 "Choose as in cameras=('top', 'wrist') or --camera top wrist, or add others with "
                 "SceneConfig(extra_cameras=...)."
             )
     if len(set(cameras)) != len(cameras):
         raise ConfigError(f"cameras {', '.join(cameras)} name one twice; name each once.")
-    if width < 1 or height < 1:
-        raise ConfigError(f"picture size is {width} x {height}; width and height must be at least 1 pixel.")
-    if num_envs < 1:
-        raise ConfigError(f"num_envs is {num_envs}; it must be at least 1.")
     return cameras
 
 
@@ -108,8 +114,8 @@ def available_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def select(state: State, envs: jax.Array | None, num_envs: int, name: str) -> tuple[jax.Array, EnvParams]:
-    """qpos [num_envs, nq] and params of the environments to draw. Raises ConfigError for another number of them."""
+def check_rows(state: State, envs: jax.Array | None, num_envs: int, name: str) -> None:
+    """Raise ConfigError unless `envs`, or the whole state if it is None, names `num_envs` environments of `state`."""
     there = state.physics.qpos.shape[0]
     if envs is not None and (np.ndim(envs) != 1 or not np.issubdtype(jnp.asarray(envs).dtype, np.integer)):
         raise ConfigError(f"envs has shape {np.shape(envs)}; give a vector of {num_envs} row numbers.")
@@ -119,12 +125,17 @@ def select(state: State, envs: jax.Array | None, num_envs: int, name: str) -> tu
             f"{given} environments to draw, but this {name} renderer was built for num_envs = {num_envs}; build "
             "another renderer, or pass `envs` with that many row numbers."
         )
-    if envs is None:
-        return state.physics.qpos, state.params
-    if not traced(envs):
+    if envs is not None and not traced(envs):
         rows = np.asarray(envs)
         if rows.min() < 0 or rows.max() >= there:
             raise ConfigError(f"envs names row {rows.min() if rows.min() < 0 else rows.max()} of {there} environments.")
+
+
+def select(state: State, envs: jax.Array | None, num_envs: int, name: str) -> tuple[jax.Array, EnvParams]:
+    """qpos [num_envs, nq] and params of the environments to draw. Raises ConfigError for another number of them."""
+    check_rows(state, envs, num_envs, name)
+    if envs is None:
+        return state.physics.qpos, state.params
     envs = jnp.asarray(envs)
     return jax.tree.map(lambda leaf: leaf[envs], (state.physics.qpos, state.params))
 

@@ -25,6 +25,7 @@ from mjx_so101.render.tessellate import offsets, tessellate
 
 _BYTES_PER_PIXEL = 16 + 8  # colour, depth, normal and segment of Madrona; colour and depth handed to JAX
 _MESH = 7  # Madrona's geom type
+_OWN_COLOR = -2  # in place of a material: the colour given for that geom of that environment
 
 
 class Engine:
@@ -39,7 +40,6 @@ class Engine:
         *,
         shadows: bool,
         textures: bool,
-        looks: EnvParams | None,
     ):
         """Starts Madrona and draws the zero position once. size: width, height, environments.
 
@@ -52,22 +52,23 @@ class Engine:
         check_fits(len(cameras), *size, _BYTES_PER_PIXEL, torch.cuda.mem_get_info()[0])
         adapter = _import_adapter(torch.cuda.get_device_name(0))
         self._meshes = [tessellate(model, geom) for geom in geoms]
-        colors = geom_colors(model, geoms, textures, looks)  # [env or 1, geom, 3]
-        self._palette, which = np.unique(colors.reshape(-1, 3), axis=0, return_inverse=True)
-        self._material = which.reshape(colors.shape[:2]).astype(np.int32)
+        self._model, self._geoms, self._envs, self._shadows, self._textures = model, geoms, envs, shadows, textures
+        self._colors = geom_colors(model, geoms, textures)  # [1, geom, 3]
+        self._palette, which = np.unique(self._colors.reshape(-1, 3), axis=0, return_inverse=True)
+        self._material = which.reshape(self._colors.shape[:2]).astype(np.int32)
         self._poses = self._tensors(*_initial_poses(model, geoms, cameras, envs))
         # colour, depth and two more pictures, which the ray tracer draws whatever is asked; no smoothing
         self._options = torch.as_tensor(np.array([1, 1, 1, 1, 0], np.int32)).view(torch.uint32)
         far = np.full(len(cameras), model.vis.map.zfar * model.stat.extent)
         lenses = model.cam_fovy[cameras], np.full(len(cameras), 0.001), far  # near is not used by the ray tracer
         perspective = torch.as_tensor(np.zeros(len(cameras), np.int32))
-        lights = scene_lights(model, shadows, looks)
+        lights = scene_lights(model, shadows)
         try:
             self._adapter: Any = adapter(
                 self, 0, envs, lights.color.shape[1], *(torch.as_tensor(lens.astype(np.float32)) for lens in lenses),
                 perspective, width, height, False, False,  # no camera symbols; the ray tracer
             )  # fmt: skip
-            self._start(lights, envs)
+            self._paint(self._colors, lights)
             self._adapter.render(*self._poses[2:], self._options)
             torch.cuda.synchronize()
         except RuntimeError as error:
@@ -76,9 +77,16 @@ class Engine:
                 "environments; if it is short of resources, build it before anything else uses the GPU."
             ) from error
 
-    def draw(self, poses: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        """Colour, depth and segment of the given poses, in buffers that the next call overwrites. No copies."""
+    def draw(self, poses: tuple[jax.Array, ...], looks: EnvParams | None = None) -> tuple[jax.Array, ...]:
+        """Colour, depth and segment of the given poses, in buffers that the next call overwrites. No copies.
+
+        looks: parameters [env, ...] whose colours, textures and lights, NumPy arrays, are drawn from now on; None
+        leaves them as they are.
+        """
         self._poses = tuple(self._torch.from_dlpack(pose) for pose in poses)
+        if looks is not None:
+            colors = geom_colors(self._model, self._geoms, self._textures, looks)
+            self._paint(colors, scene_lights(self._model, self._shadows, looks))
         pictures = self._adapter.render(*self._poses[2:], self._options)
         self._torch.cuda.synchronize()
         return tuple(jax.dlpack.from_dlpack(picture) for picture in pictures[:3])
@@ -119,28 +127,37 @@ class Engine:
         """Geom positions and quaternions of the picture to draw."""
         return self._poses[0], self._poses[1]
 
-    def _start(self, lights: Lights, envs: int) -> None:
-        """Hand over poses, materials and lights.
+    def _paint(self, colors: np.ndarray, lights: Lights) -> None:
+        """Hand over poses, colours [env or 1, geom, 3] sRGB and lights.
 
-        The adapter's own `init` would give every environment the same lights. Materials are overridden by index, not
-        by colour: Madrona's colours have 8 bits of linear light, two levels for a black table.
+        The adapter's own `init` would give every environment the same lights. Called again, Madrona's copies what it
+        is given over what it had, and carries colours and lights on to the pictures, which `render` does not. Colours
+        of geoms have 8 bits of linear light, two levels for a black table: only those that differ from the nominal
+        ones are given so, the others as materials.
         """
-        material = np.broadcast_to(self._material, (envs, len(self._meshes)))
-        every = [np.broadcast_to(field, (envs, *field.shape[1:])) for field in lights]
-        direction, color, cast = every
+        nominal = (colors == self._colors).all(-1)
+        material = self._of_all(np.where(nominal, self._material, _OWN_COLOR).astype(np.int32))
+        direction, color, cast = (self._of_all(field) for field in lights)
         strength = np.maximum(color.max(-1), 1e-6)  # the colour has 8 bits, the intensity 32
-        red, green, blue = np.moveaxis(np.round(255 * color / strength[..., None]).astype(np.int32), -1, 0)
-        unsigned = self._torch.uint32
         ones, zeros = np.ones(strength.shape, np.float32), np.zeros(strength.shape, np.float32)
         self._adapter.madrona.init(
             *self._poses,
-            *self._tensors(material.astype(np.int32)),
-            self._tensors(np.zeros(material.shape, np.int32))[0].view(unsigned),  # colour overrides, unused
+            *self._tensors(material),
+            self._packed(self._of_all(srgb_to_linear(colors))),
             *self._tensors(np.ones((*material.shape, 3), np.float32), np.zeros_like(direction), direction),
-            self._tensors(red << 16 | green << 8 | blue)[0].view(unsigned),
+            self._packed(color / strength[..., None]),
             # directional, castshadow, cutoff, attenuation, intensity
             *self._tensors(np.ones(cast.shape, bool), cast, ones, zeros, strength.astype(np.float32)),
         )
+
+    def _of_all(self, field: np.ndarray) -> np.ndarray:
+        """[env, ...] of what is [env, ...] already, or [1, ...] for all."""
+        return np.broadcast_to(field, (self._envs, *field.shape[1:]))
+
+    def _packed(self, rgb: np.ndarray) -> Any:
+        """uint32 tensor [...] of 8 bits each of red, green and blue from [..., 3] in [0, 1]."""
+        red, green, blue = np.moveaxis(np.round(255 * rgb).astype(np.int32), -1, 0)
+        return self._tensors(red << 16 | green << 8 | blue)[0].view(self._torch.uint32)
 
     def _tensors(self, *arrays: np.ndarray) -> tuple[Any, ...]:
         return tuple(self._torch.as_tensor(np.array(array, order="C"), device="cuda") for array in arrays)

@@ -390,7 +390,7 @@ def test_smoke_reports_targets_that_are_not_finite(copy_of_tiny, capsys, opengl)
         ("--device tpu9", "device"),
         ("--camera-map image_cam_0=top", "checkpoint's cameras are"),
         ("--joint-sign 1 1 1 1 1 2", r"joint_map\.sign"),
-        ("--base-renderer opengl", "'warp', 'mujoco'"),
+        ("--base-renderer opengl", "'warp', 'madrona', 'mujoco'"),
         ("--revision v2", "revision is 'v2'.*is a folder here"),
     ],
 )

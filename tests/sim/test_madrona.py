@@ -1,7 +1,10 @@
 """The Madrona renderer, on fakes of its libraries, and on a GPU where there is one."""
 
+import dataclasses
 import importlib.machinery
+import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,10 +18,12 @@ import pytest
 
 from mjx_so101 import ConfigError, SceneConfig
 from mjx_so101.params import PRESETS, Randomization
-from mjx_so101.render import madrona, madrona_engine, shading
+from mjx_so101.render import RenderConfig, madrona, madrona_engine, make_renderer, shading
 from mjx_so101.render.poses import rotation_matrix
 from mjx_so101.render.tessellate import drawn_geoms
 from mjx_so101.task import State
+from policies.chunked import ChunkedPolicy
+from train.eyes import Eyes
 
 # --- poses
 
@@ -156,11 +161,6 @@ def test_bad_request_is_refused(machine, options, expected):
         build(**options)
 
 
-def test_looks_of_another_number_of_environments_are_refused(machine, sampled_looks):
-    with pytest.raises(ConfigError, match="looks are of 5 environments; num_envs is 3"):
-        build(looks=sampled_looks)
-
-
 def test_building_after_jax_or_warp_is_refused(machine, monkeypatch):
     monkeypatch.setattr(madrona, "gpu_user", madrona_engine.gpu_user)
     jnp.zeros(1)
@@ -182,7 +182,9 @@ def test_jax_on_the_cpu_is_refused(machine, monkeypatch):
 
 def test_second_renderer_is_refused_until_the_first_is_closed(machine):
     first = build()
-    with pytest.raises(ConfigError, match="alive already"):
+    with pytest.raises(
+        ConfigError, match=r"alive already.*share it.*'quad' \(--renderer .*--base-renderer .*close\(\)"
+    ):
         build()
     first.close()
     build().close()
@@ -199,17 +201,100 @@ def test_failure_of_madrona_says_what_to_do(machine, monkeypatch):
         build()
 
 
-def test_randomization_of_fixed_looks_is_refused_by_name():
+def test_the_field_of_view_is_refused_by_name():
+    """What Madrona takes only when it is built. The preset's other looks it can draw, with the file that it names."""
     madrona.check_supported(PRESETS["wild"])
-    seen = {"top_camera_position": (-0.01, 0.01), "wrist_camera_rotation": (-0.01, 0.01), "image_noise": (0.0, 0.02)}
-    madrona.check_supported(Randomization("moved", seen))
     with pytest.raises(ConfigError) as caught:
         madrona.check_supported(PRESETS["nominal+looks"])
-    for name in ("table_color", "sheet_texture", "light_azimuth", "light_shadow", "wrist_camera_fovy"):
-        assert name in str(caught.value)
-    assert "exposure" not in str(caught.value) and "camera_position" not in str(caught.value)
-    with pytest.raises(ConfigError, match="light_intensity"):
-        madrona.check_supported(Randomization("dim", {"light_intensity": (0.5, 0.5)}))
+    text = str(caught.value)
+    assert "changes top_camera_fovy, wrist_camera_fovy, which renderer 'madrona' takes only once" in text
+    named = json.loads(re.search(r"{.*}", text)[0])
+    assert named.pop("base") == "plain+looks"
+    madrona.check_supported(Randomization("file", {**PRESETS["plain+looks"].ranges, **named}))
+    with pytest.raises(ConfigError, match="changes wrist_camera_fovy, which"):
+        madrona.check_supported(Randomization("wide", {"wrist_camera_fovy": (5.0, 5.0)}))
+
+
+# --- one instance for all
+
+RENDER = RenderConfig("madrona", ("top", "wrist"), 16, 8)
+
+
+def test_the_first_call_builds_and_later_ones_share_it(machine, state):
+    owner = make_renderer(RENDER, num_envs=2)
+    assert isinstance(owner, madrona.MadronaRenderer)
+    native = SceneConfig(visual=False).with_acceleration_sensors()  # what an environment's scene is like
+    five = make_renderer(RENDER, native, num_envs=3)
+    FakeAdapter.living.segment[:] = 0
+    FakeAdapter.living.rgb[:, 0], FakeAdapter.living.rgb[:, 1] = 200, 90
+    before = len(FakeAdapter.living.renders)
+    assert five.render(state).shape == (3, 2, 8, 16, 3) and len(FakeAdapter.living.renders) == before + 2
+    wrist = make_renderer(dataclasses.replace(RENDER, cameras=("wrist",)), num_envs=3).render(state)
+    assert wrist.shape == (3, 1, 8, 16, 3) and (wrist == 90).all()
+    five.close()
+    assert wrist.shape == make_renderer(dataclasses.replace(RENDER, cameras=("wrist",)), num_envs=3).render(state).shape
+    owner.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"width": 32}, r"draws width 16, and pictures of width 32 are asked for"),
+        ({"detail": "coarse", "height": 16}, r"draws detail 'fine', height 8, .* detail 'coarse', height 16 are"),
+        ({"fixed": True}, "draws fixed_looks True, and pictures of fixed_looks False"),
+        ({"shadows": False}, r"draws shadows True, and pictures of shadows False"),
+        ({"cameras": ("top", "wrist")}, r"draws cameras \('top',\), .* cameras \('top', 'wrist'\)"),
+    ],
+)
+def test_other_pictures_than_those_of_the_one_alive_are_refused_with_the_fix(machine, change, words):
+    render = dataclasses.replace(RENDER, cameras=("top",))
+    fixed = change.pop("fixed", False)
+    owner = make_renderer(render, num_envs=2, randomization=PRESETS["plain"] if fixed else None)
+    with pytest.raises(ConfigError, match=words + r".*a process can hold one.*use|'quad'"):
+        make_renderer(dataclasses.replace(render, **change), num_envs=2)
+    owner.close()
+
+
+def test_a_model_is_shown_any_subset_of_environments(machine, make_env):
+    """Slots of a refill, by an instance of another size; only poses go in."""
+    owner = make_renderer(dataclasses.replace(RENDER, width=64, height=48), num_envs=2)
+    env = make_env(9, "nominal")
+    base = ChunkedPolicy(Source(), 4, "madrona", env, (64, 48))
+    state = env.reset(0)
+    before = len(FakeAdapter.living.renders)
+    carry = base.refill(base.init(9), state)
+    assert base.slots == 3 and not np.asarray(carry.used_up).any()
+    assert len(FakeAdapter.living.renders) - before == 3 * 2  # three passes, two parts each
+    images, joints, _ = base.look(state, jnp.array([7, 2, 5]))
+    assert images.shape == (3, 2, 48, 64, 3)
+    np.testing.assert_allclose(joints, env.observe(state).joint_pos[jnp.array([7, 2, 5])])
+    owner.close()
+
+
+def test_training_and_evaluation_see_through_the_same_one(machine, make_env):
+    """Eyes of other numbers of environments; the owner has as many worlds as training."""
+    owner = make_renderer(RENDER, num_envs=4, randomization=PRESETS["nominal"])
+    before = len(FakeAdapter.living.renders)
+    for num_envs, parts in ((4, 1), (9, 3)):
+        seeing, state = Eyes(RENDER, make_env(num_envs, "nominal")), make_env(num_envs, "nominal").reset(0)
+        assert not seeing.jittable
+        seen = jax.jit(seeing.__call__)(state, state.key[0], True, seeing.drawn(state))
+        assert {name: picture.shape for name, picture in seen.items()} == {
+            "pixels/top": (num_envs, 8, 16, 3), "pixels/wrist": (num_envs, 8, 16, 3),
+        }  # fmt: skip
+        assert len(FakeAdapter.living.renders) == before + parts
+        before += parts
+    owner.close()
+
+
+class Source:
+    """A model that holds still."""
+
+    name, cameras, horizon, noise_shape, note = "still", ("top", "wrist"), 4, (1,), ""
+    training_range = state_range = None
+
+    def chunk(self, images, state, noise):
+        return jnp.repeat(state[:, None], 4, axis=1)
 
 
 # --- from start to picture, with fakes
@@ -239,18 +324,44 @@ def test_madrona_gets_geometry_lights_and_caches(machine, tmp_path, scene_model)
     renderer.close()
 
 
-def test_each_environment_gets_its_looks(machine, scene_model, sampled_looks):
-    renderer = build(num_envs=5, looks=sampled_looks, textures=False)
+def test_each_environment_gets_the_looks_of_its_episode(machine, make_env, scene_model, sampled_looks):
+    renderer = build(num_envs=5, textures=False)
     adapter, geoms = FakeAdapter.living, drawn_geoms(scene_model)
-    *_, material, _, _, _, direction, color, _, cast, _, _, strength = adapter.madrona.started
-    sheet = material[:, geoms.index(scene_model.geom("paper").id)]
-    seen = shading.linear_to_srgb(adapter.geometry["mat_rgba"][sheet, :3])
-    np.testing.assert_allclose(seen, np.clip(0.95 + sampled_looks.sheet_color, 0, 1), atol=1e-5)
+    first = adapter.madrona.started
+    state = make_env(5).reset(seed=0)
+    renderer.render(state)
+    assert adapter.madrona.started is first  # nominal looks, as it was built with
+    varied = state.replace(params=jax.tree.map(jnp.asarray, sampled_looks))
+    renderer.render(varied)
+    *_, material, color, _, _, direction, light, _, cast, _, _, strength = adapter.madrona.started
+    sheet = geoms.index(scene_model.geom("paper").id)
+    assert (material[:, sheet] == -2).all()  # UseOverrideColor
+    seen = shading.linear_to_srgb(channels(color[:, sheet]))
+    np.testing.assert_allclose(seen, np.clip(0.95 + sampled_looks.sheet_color, 0, 1), atol=0.003)
     np.testing.assert_array_equal(cast[:, 0], sampled_looks.light_shadow > 0)
     wanted = shading.scene_lights(scene_model, True, sampled_looks)
     np.testing.assert_allclose(direction, wanted.direction)
-    channels = np.stack([color >> 16, color >> 8 & 255, color & 255], -1) / 255 * strength[..., None]
-    np.testing.assert_allclose(channels, wanted.color, atol=0.004 * wanted.color.max())
+    np.testing.assert_allclose(channels(light) * strength[..., None], wanted.color, atol=0.004 * wanted.color.max())
+
+    painted = adapter.madrona.started
+    renderer.render(varied)
+    assert adapter.madrona.started is painted  # nothing new to tell
+    renderer.render(state)
+    for now, then in zip(adapter.madrona.started[4:], first[4:], strict=True):  # looks, after the poses
+        np.testing.assert_array_equal(now, then)
+    renderer.close()
+
+
+def channels(packed):
+    """[..., 3] in [0, 1] of 8 bits each of red, green and blue."""
+    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], -1) / 255
+
+
+def test_fixed_looks_are_never_painted(machine, make_env, sampled_looks):
+    renderer = build(num_envs=5, fixed_looks=True)
+    first = FakeAdapter.living.madrona.started
+    renderer.render(make_env(5).reset(seed=0).replace(params=jax.tree.map(jnp.asarray, sampled_looks)))
+    assert FakeAdapter.living.madrona.started is first
     renderer.close()
 
 
@@ -372,9 +483,11 @@ def test_real_pictures_agree_with_warp():
         pytest.skip(missing)
     script = """
         import numpy as np
-        from mjx_so101 import PaperReturnEnv, SceneConfig
+        from mjx_so101 import PRESETS, PaperReturnEnv, Randomization, SceneConfig
         from mjx_so101.render.madrona import MadronaRenderer
-        size, options = (SceneConfig(), ("top", "wrist"), 128, 96, 4), dict(depth=True, segmentation=True)
+        from mjx_so101.render.parts import InParts
+        options = dict(depth=True, segmentation=True, textures=False)
+        size = (SceneConfig(), ("top", "wrist"), 128, 96, 4)
         mine = MadronaRenderer(*size, **options)
         from mjx_so101.render.warp import WarpRenderer
         theirs = WarpRenderer(*size, **options)
@@ -387,6 +500,23 @@ def test_real_pictures_agree_with_warp():
         color = np.median(np.abs(np.asarray(a.rgb, int) - np.asarray(b.rgb, int))[hit])
         print("segmentation", same, "depth", depth, "colour", color)
         assert same > 0.97 and depth < 1e-3 and color < 12
+
+        # an episode with other colours and lights, and back
+        still = {"top_camera_fovy": (0, 0), "wrist_camera_fovy": (0, 0)}
+        looks = Randomization("looks", {**PRESETS["nominal+looks"].ranges, **still})
+        varied = PaperReturnEnv(num_envs=4, physics="warp", randomization=looks).reset(seed=0)
+        c, d = mine.frames(varied), theirs.frames(varied)
+        hit = (np.asarray(c.segmentation) == np.asarray(d.segmentation)) & (np.asarray(c.segmentation) >= 0)
+        color = np.median(np.abs(np.asarray(c.rgb, int) - np.asarray(d.rgb, int))[hit])
+        moved = np.median(np.abs(np.asarray(c.rgb, int) - np.asarray(a.rgb, int)))
+        print("looks: colour", color, "against nominal looks", moved)
+        assert color < 12 < moved
+        assert (np.asarray(mine.render(state)) == np.asarray(a.rgb)).all()
+
+        # parts of another size
+        seven = PaperReturnEnv(num_envs=7, physics="warp").reset(seed=0)
+        parts = np.asarray(InParts(mine, 7, ("wrist",)).render(seven))
+        assert (parts[3:] == np.asarray(mine.render(seven, np.arange(3, 7)))[:, 1:]).all()
     """
     environ = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
     done = subprocess.run(

@@ -135,6 +135,12 @@ def test_bad_ranges_are_named(tmp_path, field, value):
         load_randomization(write(tmp_path, json.dumps({field: value})))
 
 
+def test_a_file_may_pin_a_field_to_its_default(tmp_path):
+    text = '{"base": "plain+looks", "top_camera_fovy": [0, 0], "kp_scale": [1.0, 1.0]}'
+    loaded = load_randomization(write(tmp_path, text))
+    assert loaded.varied(["top_camera_fovy", "kp_scale", "wrist_camera_fovy"]) == ["wrist_camera_fovy"]
+
+
 def test_unknown_field_suggests_the_near_one():
     with pytest.raises(ConfigError, match="Did you mean 'kp_scale'"):
         Randomization("bad", {"kp_scael": (0.9, 1.1)})

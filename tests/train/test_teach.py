@@ -145,7 +145,7 @@ def test_a_run_teaches_its_own_network_first(tmp_path, capsys):
 def test_another_size_of_pictures_is_refused(folder, config):
     other = dataclasses.replace(config, render=dataclasses.replace(config.render, width=64))
     learner = other.make_residual(6).init(jax.random.PRNGKey(0))
-    with pytest.raises(CheckpointError, match="what the pose network sees.*width"):
+    with pytest.raises(CheckpointError, match=r"what the pose network sees.*width"):
         load_pose_network(folder, learner, other)
 
 
@@ -167,7 +167,7 @@ def test_settings_that_cannot_teach_are_refused(name):
 
 def test_minibatches_that_do_not_divide_are_refused(taught):
     teacher, residual, *_ = taught
-    with pytest.raises(ConfigError, match="32 x 4 = 128 pictures do not divide into 7 teach.minibatches"):
+    with pytest.raises(ConfigError, match=r"32 x 4 = 128 pictures do not divide into 7 teach.minibatches"):
         Teacher(dataclasses.replace(TINY, minibatches=7), teacher.env, teacher.roller.base, residual)
 
 
