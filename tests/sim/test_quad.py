@@ -238,9 +238,16 @@ def test_auto_takes_it_where_it_can_draw(monkeypatch):
 
 
 def test_picture_counts_tiles_words_and_bytes():
-    picture = Picture(17, 9, 2, 60, 6, 5, 15, False, True, True, 0, False, True)
-    assert (picture.tiles_x, picture.tiles, picture.words) == (2, 4, 2)
-    assert picture.bytes_per_frame == 17 * 9 * 7 + 48 * 60 + 64 * 5 + 80 * 65 + 184 * 15 + 16 * 4 * 2
+    picture = Picture(
+        width=17, height=9, cameras=2, flats=60, ground=6, rounds=5, triangles=0, casters=15, shaded=0, shaped=False,
+        shadows=True, textures=True, sky=0, depth=False, segmentation=True,
+    )  # fmt: skip
+    assert (picture.tiles_x, picture.tiles, picture.words, picture.shade_words) == (2, 4, 2, 2)
+    plain = 17 * 9 * 7 + 48 * 60 + 64 * 5 + 80 * 65 + 184 * 15 + 16 * 4 * 2
+    assert picture.bytes_per_frame == plain
+    meshed = picture._replace(triangles=1_000, shaded=17)
+    assert (meshed.words, meshed.shade_words) == (17, 2)
+    assert meshed.bytes_per_frame == plain + 48 * 1_000 + 24 * 17 + 8 * 4 * (17 - 2)
 
 
 def test_random_looks_are_drawn_for_each_environment(make_env):

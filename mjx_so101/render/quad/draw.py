@@ -30,12 +30,12 @@ from mjx_so101.render.quad.maths import (
     write_pixels,
     xyz,
 )  # fmt: skip
-from mjx_so101.render.quad.shadows import in_outline, leaves_beyond
-from mjx_so101.render.quad.surfaces import BOX, CYLINDER, DISK, TRIANGLE
+from mjx_so101.render.quad.shadows import enters_beyond, in_outline, leaves_beyond
+from mjx_so101.render.quad.surfaces import BOX, CYLINDER, DISK, STAND_IN
 from mjx_so101.render.quad.textures import interpolated, sampled
 
 _CYLINDER = wp.constant(CYLINDER)
-_DISK, _TRIANGLE = wp.constant(float(DISK)), wp.constant(float(TRIANGLE))
+_DISK = wp.constant(float(DISK))
 colors4 = wp.types.matrix(shape=(RUN, 3), dtype=wp.float32)
 _FAR = wp.constant(1.0e-6)  # 1/m: smallest w that is divided by
 
@@ -49,7 +49,9 @@ class Picture(NamedTuple):
     flats: int
     ground: int  # flat surfaces that lie on the ground
     rounds: int
+    triangles: int  # of meshes
     casters: int
+    shaded: int  # meshes
     shaped: bool  # some flat surfaces are no rectangles
     shadows: bool
     textures: bool
@@ -68,24 +70,33 @@ class Picture(NamedTuple):
         return self.tiles_x * -(-self.height // TILE_HEIGHT)
 
     @property
+    def surfaces(self) -> int:
+        """Flat and round surfaces."""
+        return self.flats + self.rounds
+
+    @property
     def words(self) -> int:
-        """Words of a mask of surfaces."""
-        return -(-(self.flats + self.rounds) // 64)
+        """Words of a mask of surfaces and triangles."""
+        return -(-(self.surfaces + self.triangles) // 64)
+
+    @property
+    def shade_words(self) -> int:
+        """Words of which each holds shadows on 64 of the surfaces; those on triangles are in the first."""
+        return -(-self.surfaces // 64)
 
     @property
     def bytes_per_frame(self) -> int:
         """Memory of one picture: its pixels, the records of its surfaces and casters, the masks of its tiles."""
         pixels = self.width * self.height * (3 + 4 * self.depth + 4 * self.segmentation)
-        records = 48 * self.flats + 64 * self.rounds + 80 * (self.flats + self.rounds) + 184 * self.casters
-        return pixels + records + 16 * self.tiles * self.words
+        records = 48 * (self.flats + self.triangles) + 64 * self.rounds + 80 * self.surfaces
+        records += 184 * self.casters + 24 * self.shaded
+        return pixels + records + 8 * self.tiles * (self.words + self.shade_words)
 
 
 @wp.func
 def meets(plane: mat34, f: float, a: float, b: float) -> bool:
     """Whether a pixel lies in the outline, given f, a f and b f."""
     inside = wp.max(wp.abs(a), wp.abs(b)) <= f
-    if plane[0, 3] == _TRIANGLE:
-        inside = inside and a + b <= 0.0
     if plane[0, 3] == _DISK:
         inside = f > 0.0 and a * a + b * b <= f * f
     return inside
@@ -150,12 +161,14 @@ def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
     """The kernel for one kind of picture: 32 threads a tile, RUN pixels of a row each. hardware: a GPU's textures."""
     width, height, cameras = picture.width, picture.height, picture.cameras
     flats, rounds, ground, casters = picture.flats, picture.rounds, picture.ground, picture.casters
-    tiles, tiles_x, words = picture.tiles, picture.tiles_x, picture.words
-    surfaces, whole_words, row_words = flats + rounds, width % RUN == 0, 3 * width // RUN
+    tiles, tiles_x, words, shade_words = picture.tiles, picture.tiles_x, picture.words, picture.shade_words
+    surfaces, whole_words, row_words = picture.surfaces, width % RUN == 0, 3 * width // RUN
+    triangles, stand_ins = picture.triangles, picture.shaded > 0
     aligned = width % TILE_WIDTH == 0 and height % TILE_HEIGHT == 0
     shaped, shadows, textures, sky = picture.shaped, picture.shadows, picture.textures, picture.sky
     depth, segmentation = picture.depth, picture.segmentation
-    options = {"fast_math": True, "enable_backward": False}
+    # a loop over the pixels of a run is unrolled, one over the many words of a mask of triangles is not
+    options = {"fast_math": True, "enable_backward": False, "max_unroll": RUN}
 
     @wp.kernel(module="unique", grid_stride=False, enable_backward=False, module_options=options)
     def draw(
@@ -163,8 +176,9 @@ def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
         planes: wp.array[mat34],  # [frame * flats]
         rounded: wp.array[mat44],  # [frame * rounds]
         paint: wp.array[wp.vec4],  # [frame * surfaces * PAINT_ROWS]
+        triangle: wp.array[mat34],  # [frame * triangles]
         seen: wp.array[wp.uint64],  # [frame * tiles * words]
-        shades: wp.array[wp.uint64],
+        shades: wp.array[wp.uint64],  # [frame * tiles * shade_words]
         outlines: wp.array[mat34],  # [env * casters]
         leaves: wp.array[mat34],
         caster_kind: wp.array[int],
@@ -174,7 +188,11 @@ def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
         geom_xpos: wp.array2d[wp.vec3],
         geom_xmat: wp.array2d[wp.mat33],
         sun: wp.array[wp.vec3],
-        ids: wp.array[int],  # [surface] geom id in the model
+        triangle_material: wp.array[int],
+        rgb: wp.array2d[wp.vec3],  # [1 | env, material]
+        ambient: wp.array[wp.vec3],  # [1 | env]
+        diffuse: wp.array[wp.vec3],
+        ids: wp.array[int],  # [surface, then triangle] geom id in the model
         images: wp.array[wp.uint64],
         texels: wp.array[wp.uint32],
         image_shape: wp.array[wp.vec4i],
@@ -193,16 +211,26 @@ def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
             return
         x, y = float(px), float(py)
         env = frame // wp.static(cameras)
-        mask_at = (frame * wp.static(tiles) + tile) * wp.static(words)
+        tile_at = frame * wp.static(tiles) + tile
 
         # what each pixel sees: the surface with the largest w
         w, hit = wp.vec4(), wp.vec4i(-1, -1, -1, -1)
         for word in range(wp.static(words)):
-            mask = seen[mask_at + word]
+            mask = seen[tile_at * wp.static(words) + word]
             while mask != wp.uint64(0):
                 k = lowest_bit(mask) + 64 * word
                 mask &= mask - wp.uint64(1)
-                if wp.static(rounds == 0) or k < wp.static(flats):
+                if wp.static(triangles > 0) and k >= wp.static(surfaces):
+                    plane = read34(triangle, frame * wp.static(triangles) + k - wp.static(surfaces))
+                    f, a, b = linear(plane, 0, x, y), linear(plane, 1, x, y), linear(plane, 2, x, y)
+                    for n in range(wp.static(RUN)):
+                        inside = wp.min(a, b) >= -f and a + b <= 0.0 and f > w[n]
+                        hit[n] = wp.where(inside, k, hit[n])
+                        w[n] = wp.where(inside, f, w[n])
+                        f += plane[0, 1]
+                        a += plane[1, 1]
+                        b += plane[2, 1]
+                elif wp.static(rounds == 0) or k < wp.static(flats):
                     plane = read34(planes, frame * wp.static(flats) + k)
                     f, a, b = linear(plane, 0, x, y), linear(plane, 1, x, y), linear(plane, 2, x, y)
                     for n in range(wp.static(RUN)):
@@ -243,8 +271,8 @@ def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
         lit = wp.vec4(1.0, 1.0, 1.0, 1.0)
         if wp.static(shadows):
             shade = wp.uint64(0)
-            for word in range(wp.static(words)):
-                shade |= shades[mask_at + word]
+            for word in range(wp.static(shade_words)):
+                shade |= shades[tile_at * wp.static(shade_words) + word]
             if shade != wp.uint64(0):
                 # where that is: its height, and its x, y once moved along the light to the ground
                 sx, sy, z = wp.vec4(), wp.vec4(), wp.vec4()
@@ -258,7 +286,7 @@ def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
                     k = lowest_bit(shade)
                     shade &= shade - wp.uint64(1)
                     outline, kind = read34(outlines, env * wp.static(casters) + k), wp.static(BOX)
-                    if wp.static(rounds > 0):
+                    if wp.static(rounds > 0 or stand_ins):
                         kind = caster_kind[k]
                     shaded = wp.vec4i()  # 1: on a solid
                     for n in range(wp.static(RUN)):
@@ -269,23 +297,31 @@ def make_draw(picture: Picture, hardware: bool) -> wp.Kernel:
                         leave = read34(leaves, env * wp.static(casters) + k)
                         for n in range(wp.static(RUN)):
                             p = wp.vec3(sx[n] + z[n] * ray[3], sy[n] + z[n] * ray_x[3], z[n])
-                            dark = shaded[n] == 1 and leaves_beyond(kind, outline, leave, p, sx[n], sy[n])
+                            if wp.static(stand_ins) and kind == wp.static(STAND_IN):
+                                dark = shaded[n] == 1 and enters_beyond(outline, leave, p)
+                            else:
+                                dark = shaded[n] == 1 and leaves_beyond(kind, outline, leave, p, sx[n], sy[n])
                             lit[n] = wp.where(dark, 0.0, lit[n])
         pixels = colors4()
         d = first
         for n in range(wp.static(RUN)):
             k = hit[n]
             color = wp.vec3(0.0, 0.0, 0.0)
-            if k >= 0:
+            if wp.static(triangles > 0) and k >= wp.static(surfaces):
+                j = k - wp.static(surfaces)
+                straight = triangle[frame * wp.static(triangles) + j][0, 3]
+                falls = ambient[env % ambient.shape[0]] + diffuse[env % diffuse.shape[0]] * (straight * lit[n])
+                color = wp.cw_mul(rgb[env % rgb.shape[0], triangle_material[j]], falls)
+            elif k >= 0:
                 at = (frame * wp.static(surfaces) + k) * wp.static(PAINT_ROWS)
                 dim, bright = read4(paint, at + wp.static(DIM)), read4(paint, at + wp.static(BRIGHT))
                 light = lit[n]
                 if wp.static(rounds > 0):  # noqa: SIM102 - likewise
                     if k >= wp.static(flats) and light > 0.0:
-                        j = k - wp.static(flats)
-                        g = round_geom[j]
+                        r = k - wp.static(flats)
+                        g = round_geom[r]
                         p = xyz(eye) + d * depths[n]
-                        light = facing(p, geom_xpos[env, g], geom_xmat[env, g], round_size[j], round_kind[j], sun[env])
+                        light = facing(p, geom_xpos[env, g], geom_xmat[env, g], round_size[r], round_kind[r], sun[env])
                 color = xyz(dim) + xyz(bright) * light
                 if wp.static(textures):  # noqa: SIM102
                     if dim[3] >= 0.0:

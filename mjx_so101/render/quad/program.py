@@ -13,9 +13,10 @@ from mjx_so101.render.quad.draw import Picture, make_draw
 from mjx_so101.render.quad.maths import CAMERA_ROWS, PAINT_ROWS, mat34, mat44
 from mjx_so101.render.quad.project import place_cameras, project_flat, project_round
 from mjx_so101.render.quad.shadows import find_shaded, place_casters, project_shadows
-from mjx_so101.render.quad.surfaces import Surfaces
+from mjx_so101.render.quad.surfaces import Round, Surfaces
 from mjx_so101.render.quad.textures import Textures
 from mjx_so101.render.quad.tiles import mark_tiles
+from mjx_so101.render.quad.triangles import project_triangles
 
 BLOCK = 64
 """Threads of a block of the drawing kernel: two tiles."""
@@ -40,17 +41,21 @@ def make_program(
         kinds = {1: wp.int32, 2: wp.vec3}
         return [on_device(column, kinds[np.ndim(column)]) for column in vars(rows).values()]
 
-    flat, rounds, casters = table(surfaces.flat), table(surfaces.round), table(surfaces.casters)
+    pairs = zip(vars(surfaces.casters).values(), vars(surfaces.shaded).values(), strict=True)
+    solids = Round(*(np.concatenate(pair) for pair in pairs))
+    flat, rounds, triangle, bounded = map(table, (surfaces.flat, surfaces.round, surfaces.triangles, solids))
+    casters = table(surfaces.casters)
     material = on_device(surfaces.material, wp.int32)
+    triangle_material = on_device(surfaces.material[surfaces.triangles.geom], wp.int32)
     own = np.full(len(surfaces.geoms), -1, np.int32)
-    own[surfaces.casters.geom] = np.arange(picture.casters)
+    own[solids.geom] = np.arange(len(solids.geom))
     own = on_device(own, wp.int32)
-    surface_geom = np.concatenate([surfaces.flat.geom, surfaces.round.geom])
+    surface_geom = np.concatenate([surfaces.flat.geom, surfaces.round.geom, surfaces.triangles.geom])
     ids = on_device(surfaces.geoms[surface_geom], wp.int32)
     repeat = on_device(np.asarray(model.mat_texrepeat, np.float32), wp.vec2)
     kernel = make_draw(picture, hardware=device.is_cuda)
     n, cams, frames, geoms = num_envs, picture.cameras, num_envs * picture.cameras, len(surfaces.geoms)
-    surfaces_count, row_bytes = picture.flats + picture.rounds, 3 * picture.width
+    surfaces_count, row_bytes, solid_count = picture.surfaces, 3 * picture.width, picture.casters + picture.shaded
     outputs = {
         "rgb": (frames, picture.height, row_bytes),
         "depth": (frames, picture.height, picture.width) if picture.depth else (1, 1, 1),
@@ -62,12 +67,13 @@ def make_program(
         "rects": (frames, surfaces_count + picture.casters),
         "outlines": (n, picture.casters),
         "leaves": (n, picture.casters),
-        "low": (n, picture.casters),
-        "high": (n, picture.casters),
+        "low": (n, solid_count),
+        "high": (n, solid_count),
         "casts": (n, geoms),
         "edges": (frames, picture.casters),
         "seen": (frames, picture.tiles, picture.words),
-        "shades": (frames, picture.tiles, picture.words),
+        "shades": (frames, picture.tiles, picture.shade_words),
+        "triangles": (frames, max(picture.triangles, 1)),
     }
 
     def draw(
@@ -98,6 +104,7 @@ def make_program(
         edges: wp.array2d[mat34],
         seen: wp.array3d[wp.uint64],
         shades: wp.array3d[wp.uint64],
+        triangles: wp.array2d[mat34],
     ):
         poses, looks = [geom_xpos, geom_xmat], [rgba, ambient, diffuse]
         size = [picture.width, picture.height]
@@ -114,8 +121,8 @@ def make_program(
                 project_round, (n, cams, picture.rounds),
                 [cams, picture.flats, *rounds, material, *poses, *looks, cameras, rounded, paint, rects],
             )  # fmt: skip
-        wp.launch(place_casters, (n, picture.casters), [*casters, *poses, sun, outlines, leaves, low, high])
-        wp.launch(find_shaded, (n, geoms), [own, low, high, casts])
+        wp.launch(place_casters, (n, solid_count), [*bounded, *poses, sun, outlines, leaves, low, high])
+        wp.launch(find_shaded, (n, geoms), [picture.casters, own, low, high, casts])
         wp.launch(
             project_shadows, (n, cams, picture.casters),
             [cams, surfaces_count, *casters, *poses, sun, outlines, cameras, edges, rects],
@@ -124,13 +131,21 @@ def make_program(
             mark_tiles, (frames, picture.tiles, picture.words),
             [cams, picture.tiles_x, flat[0], rounds[0], casts, planes, edges, rects, cameras, seen, shades],
         )  # fmt: skip
+        if picture.triangles:
+            wp.launch(
+                project_triangles, (n, cams, picture.triangles),
+                [
+                    cams, *size, picture.tiles_x, surfaces_count, *triangle, *poses, sun, casts, cameras,
+                    triangles, seen, shades,
+                ],
+            )  # fmt: skip
         words = wp.array(ptr=rgb.ptr, dtype=wp.uint32, shape=rgb.size // 4, device=rgb.device)
         wp.launch(
             kernel, frames * picture.tiles * 32,
             [
-                *(records.flatten() for records in (cameras, planes, rounded, paint, seen, shades)),
-                outlines.flatten(), leaves.flatten(), casters[1], *rounds, *poses, sun, ids, *textures[1:],
-                words, rgb, depth, segmentation,
+                *(records.flatten() for records in (cameras, planes, rounded, paint, triangles, seen, shades)),
+                outlines.flatten(), leaves.flatten(), casters[1], *rounds, *poses, sun, triangle_material, *looks, ids,
+                *textures[1:], words, rgb, depth, segmentation,
             ],
             block_dim=BLOCK,
         )  # fmt: skip

@@ -22,9 +22,12 @@ from mjx_so101.scene import SceneConfig
 
 
 class QuadRenderer(InJit):
-    """Pictures of flat and round surfaces with shadows, textures and looks of each environment.
+    """Pictures of flat and round surfaces and of meshes, with shadows, textures and looks of each environment.
 
     Every surface is tried by formula, in the tiles of the picture that it can touch, see `maths`, `tiles` and `draw`.
+    Meshes are shaded flat, each triangle by its own normal; the coarse robot's boxes cast their shadows. Pictures of
+    the official meshes, 48 random states at 64 x 64, differ from `warp`'s of the same triangles by 0.2 (top) and 0.6
+    (wrist) of 255 without shadows, where `warp` rounds the edges, and by 0.6 and 1.7 with shadows.
     See `render.Renderer`.
     """
 
@@ -61,7 +64,8 @@ class QuadRenderer(InJit):
         sky = np.flatnonzero(model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX)
         self._picture = Picture(
             width=width, height=height, cameras=len(self.cameras), flats=len(surfaces.flat.geom),
-            ground=surfaces.ground_flat, rounds=len(surfaces.round.geom), casters=len(surfaces.casters.geom),
+            ground=surfaces.ground_flat, rounds=len(surfaces.round.geom), triangles=len(surfaces.triangles.geom),
+            casters=len(surfaces.casters.geom), shaded=len(surfaces.shaded.geom),
             shaped=bool((surfaces.flat.outline != RECTANGLE).any()), shadows=shadows, textures=textures,
             sky=int(sky[0]) if len(sky) else -1, depth=depth, segmentation=segmentation,
         )  # fmt: skip

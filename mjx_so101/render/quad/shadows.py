@@ -2,7 +2,8 @@
 
 A ray of light that ends in p meets a solid if p, moved along the light, lies in the solid's outline; with the solid's
 own three linear functions of p this is a few products. On the ground it is enough. Elsewhere the light must also leave
-the solid beyond p: by more than a tenth of a millimetre, or the solid would shade itself.
+the solid beyond p: by more than a tenth of a millimetre, or the solid would shade itself. A stand-in, which is not
+drawn, shades only what lies outside it: light must enter it beyond p.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from mjx_so101.render.quad.maths import EYE, RAY, RAY_X, RAY_Y, empty_rect, mat3
 from mjx_so101.render.quad.project import around_axes
 from mjx_so101.render.quad.surfaces import BOX, ELLIPSOID
 
-_BOX, _ELLIPSOID = wp.constant(BOX), wp.constant(ELLIPSOID)
+_BOX, _ELLIPSOID = wp.constant(BOX), wp.constant(ELLIPSOID)  # and a stand-in's kind is below BOX
 _STEEP = wp.constant(1.0e-5)
 _GROWN = wp.constant(0.9)
 """Tiles take shadows of the ground a tenth larger: the sheet lies 1 mm above it."""
@@ -51,13 +52,14 @@ def place_casters(
     sun: wp.array[wp.vec3],
     outlines: wp.array2d[mat34],  # out [env, caster], rows over (x, y, 1) of p moved along the light to z = 0
     leaves: wp.array2d[mat34],  # out [env, caster], rows over (x, y, z, 1) of p
-    low: wp.array2d[wp.vec3],  # out [env, caster] bounds in the light's axes (m)
+    low: wp.array2d[wp.vec3],  # out [env, caster, then what is only shaded] bounds in the light's axes (m)
     high: wp.array2d[wp.vec3],
 ):
     """Where light meets a solid and how far on it leaves it. l is the light in the solid's own axes, x = Mt (p - c).
 
     Box, half sizes s. Outline: |x_i l_j - x_j l_i| <= s_i |l_j| + s_j |l_i| for the three pairs; the rows are divided
-    by the right side. The light leaves side i after s_i / |l_i| - x_i / l_i.
+    by the right side. The light leaves side i after s_i / |l_i| - x_i / l_i, 2 s_i / |l_i|, the fourth number of the
+    outline's row, after it has entered between it and the opposite side.
 
     Cylinder, radius r, half height h, e across light and axis, y along the light across the axis,
     l_h = hypot(l_x, l_y). Outline: |a| <= 1 with a = e . x / r, and |b| <= h l_h + r |l_z| sqrt(1 - a2) with
@@ -72,14 +74,15 @@ def place_casters(
     s = size[k]
     light = wp.transpose(m) @ sun[env]
     outline, leave = mat34(), mat34()
-    if kind[k] == _BOX:
+    if kind[k] <= _BOX:
         for i in range(3):
             j = (i + 1) % 3
             mi, mj = wp.vec3(m[0, i], m[1, i], m[2, i]), wp.vec3(m[0, j], m[1, j], m[2, j])
             across = (mi * light[j] - mj * light[i]) / wp.max(s[i] * wp.abs(light[j]) + s[j] * wp.abs(light[i]), 1.0e-9)
-            outline[i] = wp.vec4(across[0], across[1], -wp.dot(across, c), 0.0)
+            half = s[i] / wp.abs(not_zero(light[i]))
+            outline[i] = wp.vec4(across[0], across[1], -wp.dot(across, c), 2.0 * half)
             out = about(mi / -not_zero(light[i]), c)
-            leave[i] = wp.vec4(out[0], out[1], out[2], out[3] + s[i] / wp.abs(not_zero(light[i])))
+            leave[i] = wp.vec4(out[0], out[1], out[2], out[3] + half)
     elif kind[k] == _ELLIPSOID:
         to_unit = wp.diag(wp.vec3(1.0 / s[0], 1.0 / s[1], 1.0 / s[2])) @ wp.transpose(m)
         stretched = to_unit @ sun[env]
@@ -106,8 +109,9 @@ def place_casters(
         leave[0] = about(world_along / flat, c)
         leave[1] = about(axis / not_zero(light[2]), c)
         leave[2] = wp.vec4(s[0] / flat, s[2] / wp.abs(not_zero(light[2])), 0.0, 0.0)
-    outlines[env, k] = outline
-    leaves[env, k] = leave
+    if k < outlines.shape[1]:
+        outlines[env, k] = outline
+        leaves[env, k] = leave
     axes = light_axes(sun[env])
     middle, turned = axes @ c, axes @ m
     reach = wp.vec3(0.0, 0.0, 0.0)
@@ -119,17 +123,18 @@ def place_casters(
 
 @wp.kernel(enable_backward=False)
 def find_shaded(
-    own: wp.array[int],  # [geom] the geom's place among the casters, -1 if it casts none
+    casters: int,
+    own: wp.array[int],  # [geom] the geom's place in low and high, -1 if no shadow falls on it from above the ground
     low: wp.array2d[wp.vec3],
     high: wp.array2d[wp.vec3],
     casts: wp.array2d[wp.uint64],  # out [env, geom] casters that may lie between the geom and the lamp
 ):
-    """By bounds in the light's axes. Solids are convex: none shades itself."""
+    """By bounds in the light's axes. Drawn solids are convex: none shades itself."""
     env, g = wp.tid()
     mask, me = wp.uint64(0), own[g]
     if me >= 0:
         mine_low, mine_high = low[env, me], high[env, me]
-        for k in range(low.shape[1]):
+        for k in range(casters):
             a, b = low[env, k], high[env, k]
             across = a[0] < mine_high[0] and b[0] > mine_low[0] and a[1] < mine_high[1] and b[1] > mine_low[1]
             if k != me and across and b[2] > mine_low[2]:
@@ -165,7 +170,7 @@ def project_shadows(
         empty_rect(), middle, x + down * x[2], y + down * y[2], z + down * z[2], cams, frame
     )
     outline = outlines[env, k]
-    if kind[k] != _BOX:
+    if kind[k] > _BOX:
         over = 1.0 / (outline[2, 0] + outline[2, 1])
         outline[1] = outline[1] * over
         outline[2] = outline[1]
@@ -189,7 +194,7 @@ def in_outline(kind: int, outline: mat34, x: float, y: float) -> bool:
     """Whether the light that would fall on x, y of z = 0 meets the solid."""
     a = outline[0, 0] * x + outline[0, 1] * y + outline[0, 2]
     b = outline[1, 0] * x + outline[1, 1] * y + outline[1, 2]
-    if kind == _BOX:
+    if kind <= _BOX:
         c = outline[2, 0] * x + outline[2, 1] * y + outline[2, 2]
         return wp.max(wp.max(wp.abs(a), wp.abs(b)), wp.abs(c)) <= 1.0
     rest = 1.0 - a * a
@@ -210,3 +215,10 @@ def leaves_beyond(kind: int, outline: mat34, leave: mat34, p: wp.vec3, x: float,
         rest -= b * b
     rest = wp.max(rest, 0.0)
     return wp.min(leave[2, 0] * wp.sqrt(rest) - out[0], leave[2, 1] - out[1]) > 1.0e-4
+
+
+@wp.func
+def enters_beyond(outline: mat34, leave: mat34, p: wp.vec3) -> bool:
+    """Whether light in the outline of a box, on its way to p, would enter it only beyond p, as seen from p."""
+    out = leave @ wp.vec4(p[0], p[1], p[2], 1.0)
+    return wp.max(wp.max(out[0] - outline[0, 3], out[1] - outline[1, 3]), out[2] - outline[2, 3]) > 1.0e-4

@@ -8,14 +8,19 @@ import mujoco
 import numpy as np
 
 from mjx_so101.errors import ConfigError
+from mjx_so101.render.tessellate import tessellate
+from mjx_so101.scene import COARSE
 
-RECTANGLE, DISK, TRIANGLE = 0, 1, 2
-"""Outline of a flat surface, in its own coordinates a, b: |a|, |b| <= 1; a2 + b2 <= 1; |a|, |b| <= 1 and a + b <= 0."""
-BOX, CYLINDER, ELLIPSOID = 0, 1, 2
-"""Kinds of solids."""
+RECTANGLE, DISK = 0, 1
+"""Outline of a flat surface, in its own coordinates a, b: |a|, |b| <= 1; a2 + b2 <= 1."""
+STAND_IN, BOX, CYLINDER, ELLIPSOID = -1, 0, 1, 2
+"""Kinds of solids. A stand-in is a box that is not drawn and casts the shadow of meshes."""
 MAX_CASTERS = 64
 """Bits of a mask of casters."""
 MAX_SURFACES = 2048
+_GROWN = 1e-3
+"""Triangles are drawn larger by this share, a few hundredths of a millimetre, so that rounding leaves no gaps."""
+_NO_AREA = 1e-10  # m2: twice the area of what is left out
 _SHEET = 0.0005
 """A box with a half height (m) below this is drawn as its upper face alone and casts no shadow."""
 _HIDDEN_GROUP = 3  # MuJoCo's renderer draws geom groups 0 to 2
@@ -52,16 +57,38 @@ class Round:
 
 
 @dataclasses.dataclass(frozen=True)
-class Surfaces:
-    """All that is drawn."""
+class Triangles:
+    """Triangles of meshes, one row each; vectors [n, 3] as in `Flat`: corners have a, b = (-1, -1), (1, -1), (-1, 1).
 
-    geoms: np.ndarray  # int32 [g] id in the model; those on the ground come first
+    So the center is the middle of the longest side in a, b, and inside is a, b >= -1 and a + b <= 0.
+    """
+
+    geom: np.ndarray  # int32 [n]
+    center: np.ndarray
+    normal: np.ndarray
+    half_a: np.ndarray
+    half_b: np.ndarray
+    to_a: np.ndarray
+    to_b: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Surfaces:
+    """All that is drawn, and what casts shadows.
+
+    Meshes cast none themselves, thousands of triangles would cost too much: where there are any, the hidden boxes of
+    the coarse robot cast them instead. What lies inside such a box is not shaded by it.
+    """
+
+    geoms: np.ndarray  # int32 [g] id in the model; those on the ground come first, stand-ins last
     material: np.ndarray  # int32 [g]
     ground: int  # how many of `geoms` lie on the ground
     flat: Flat  # in the order of `geoms`, so that the ground's come first
     ground_flat: int  # how many of `flat` belong to the ground
     round: Round
+    triangles: Triangles
     casters: Round  # solids that cast shadows; boxes too
+    shaded: Round  # boxes around meshes, on which shadows fall
 
 
 def surfaces_of(model: mujoco.MjModel, specular: bool = True) -> Surfaces:
@@ -69,23 +96,29 @@ def surfaces_of(model: mujoco.MjModel, specular: bool = True) -> Surfaces:
     check_drawable(model, specular)
     drawn = [i for i in range(model.ngeom) if model.geom_group[i] < _HIDDEN_GROUP and _opaque(model, i)]
     ground = [i for i in drawn if _on_ground(model, i)]
-    geoms = ground + [i for i in drawn if i not in ground]
-    flat = [(row, *face) for row, i in enumerate(geoms) for face in _faces(model, i)]
-    solids = [(row, _SOLIDS[int(model.geom_type[i])], _half_axes(model, i)) for row, i in enumerate(geoms)
-              if row >= len(ground) and int(model.geom_type[i]) in _SOLIDS]  # fmt: skip
+    meshes = [i for i in drawn if model.geom_type[i] == _Geom.mjGEOM_MESH]
+    stand_ins = [i for i in range(model.ngeom) if meshes and i not in drawn and model.geom(i).name.startswith(COARSE)]
+    geoms = ground + [i for i in drawn if i not in ground] + stand_ins
+    flat = [(row, *face) for row, i in enumerate(geoms) if i not in stand_ins for face in _faces(model, i)]
+    triangles = [(geoms.index(i), *triangle) for i in meshes for triangle in _triangles(model, i)]
+    solids = [(row, STAND_IN if i in stand_ins else _SOLIDS[int(model.geom_type[i])], _half_axes(model, i))
+              for row, i in enumerate(geoms) if row >= len(ground) and int(model.geom_type[i]) in _SOLIDS]  # fmt: skip
     found = Surfaces(
         geoms=np.array(geoms, np.int32),
         material=np.array(model.geom_matid[geoms], np.int32),
         ground=len(ground),
         flat=_flat(flat),
         ground_flat=sum(row < len(ground) for row, *_ in flat),
-        round=_round([solid for solid in solids if solid[1] != BOX]),
+        round=_round([solid for solid in solids if solid[1] > BOX]),
+        triangles=_of_meshes(triangles),
         casters=_round(solids),
+        shaded=_round([(geoms.index(i), BOX, np.abs(_corners(model, i)).max((0, 1))) for i in meshes]),
     )
-    count = len(found.flat.geom) + len(found.round.geom)
+    count = len(found.flat.geom) + len(found.round.geom) + len(triangles)
     if len(solids) > MAX_CASTERS or count > MAX_SURFACES:
+        fewer = f" ({len(triangles)} of them triangles of meshes: lower mesh_triangles)" if triangles else ""
         raise ConfigError(
-            f"the scene has {count} surfaces and {len(solids)} solids that cast shadows; renderer 'quad' holds "
+            f"the scene has {count} surfaces{fewer} and {len(solids)} solids that cast shadows; renderer 'quad' holds "
             f"{MAX_SURFACES} and {MAX_CASTERS}. {_OTHERS}"
         )
     return found
@@ -101,7 +134,7 @@ def check_drawable(model: mujoco.MjModel, specular: bool = True) -> None:
             continue
         kind, name = _Geom(int(model.geom_type[i])), model.geom(i).name or f"number {i}"
         what = kind.name.removeprefix("mjGEOM_").lower()
-        if int(kind) not in {int(_Geom.mjGEOM_PLANE), *_SOLIDS}:
+        if int(kind) not in {int(_Geom.mjGEOM_PLANE), int(_Geom.mjGEOM_MESH), *_SOLIDS}:
             raise ConfigError(f"geom {name!r} is a {what}, which renderer 'quad' cannot draw. {_OTHERS}")
         if kind == _Geom.mjGEOM_PLANE and min(model.geom_size[i][:2]) <= 0:
             raise ConfigError(f"geom {name!r} is an infinite plane, which renderer 'quad' cannot draw. {_OTHERS}")
@@ -159,16 +192,42 @@ def _faces(model: mujoco.MjModel, geom: int) -> list[tuple]:
     return []
 
 
+def _corners(model: mujoco.MjModel, geom: int) -> np.ndarray:
+    """[triangle, 3, 3] corners of a mesh (m), anticlockwise seen from outside."""
+    mesh = tessellate(model, geom)
+    return mesh.vertices[mesh.faces].astype(float)
+
+
+def _triangles(model: mujoco.MjModel, geom: int) -> list[tuple]:
+    """(center, normal, half_a, half_b) of a mesh's triangles, without those that have no area."""
+    corners = _corners(model, geom)
+    middle = corners.mean(1, keepdims=True)
+    first, second, third = np.moveaxis(middle + (1 + _GROWN) * (corners - middle), 1, 0)
+    normal = np.cross(second - first, third - first)
+    twice_area = np.linalg.norm(normal, axis=-1, keepdims=True)
+    unit = normal / np.maximum(twice_area, _NO_AREA)
+    columns = ((second + third) / 2, unit, (second - first) / 2, (third - first) / 2)
+    return list(zip(*(column[twice_area[:, 0] > _NO_AREA] for column in columns), strict=True))
+
+
+def _dual(along: np.ndarray, other: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """[n, 3] v in the plane with v . along = 1 and v . other = 0."""
+    across = np.cross(other, normal)
+    return across / np.sum(along * across, -1, keepdims=True)
+
+
 def _flat(rows: list[tuple]) -> Flat:
     geom, outline, mirrored, center, normal, half_a, half_b = (np.array(column) for column in zip(*rows, strict=True))
-
-    def dual(along: np.ndarray, other: np.ndarray) -> np.ndarray:
-        across = np.cross(other, normal)
-        return across / np.sum(along * across, -1, keepdims=True)
-
     ints = (np.asarray(x, np.int32) for x in (geom, outline, mirrored))
-    vectors = (center, normal, half_a, half_b, dual(half_a, half_b), dual(half_b, half_a))
+    vectors = (center, normal, half_a, half_b, _dual(half_a, half_b, normal), _dual(half_b, half_a, normal))
     return Flat(*ints, *(np.asarray(x, np.float32) for x in vectors))
+
+
+def _of_meshes(rows: list[tuple]) -> Triangles:
+    geom = np.array([row[0] for row in rows], np.int32)
+    center, normal, half_a, half_b = (np.array([row[i] for row in rows]).reshape(-1, 3) for i in range(1, 5))
+    vectors = (center, normal, half_a, half_b, _dual(half_a, half_b, normal), _dual(half_b, half_a, normal))
+    return Triangles(geom, *(np.asarray(x, np.float32) for x in vectors))
 
 
 def _round(rows: list[tuple]) -> Round:

@@ -6,13 +6,13 @@ import warp as wp
 
 from mjx_so101.render.quad.maths import EYE, TILE_HEIGHT, TILE_WIDTH, mat34
 
-_REACH_X, _REACH_Y = wp.constant(0.5 * (TILE_WIDTH - 1)), wp.constant(0.5 * (TILE_HEIGHT - 1))
+REACH_X, REACH_Y = wp.constant(0.5 * (TILE_WIDTH - 1)), wp.constant(0.5 * (TILE_HEIGHT - 1))
 
 
 @wp.func
 def largest(c: float, cx: float, cy: float, x: float, y: float) -> float:
     """Largest value of c + cx X + cy Y over the pixels X, Y of the tile whose middle is x, y."""
-    return c + cx * x + cy * y + wp.abs(cx) * _REACH_X + wp.abs(cy) * _REACH_Y
+    return c + cx * x + cy * y + wp.abs(cx) * REACH_X + wp.abs(cy) * REACH_Y
 
 
 @wp.func
@@ -26,7 +26,7 @@ def may_hold(f: mat34, m: mat34, i: int, x: float, y: float) -> bool:
 @wp.func
 def overlaps(rect: wp.vec4, x: float, y: float) -> bool:
     """Whether a rectangle of pixels and the tile whose middle is x, y have something in common."""
-    return rect[0] <= x + _REACH_X and rect[2] >= x - _REACH_X and rect[1] <= y + _REACH_Y and rect[3] >= y - _REACH_Y
+    return rect[0] <= x + REACH_X and rect[2] >= x - REACH_X and rect[1] <= y + REACH_Y and rect[3] >= y - REACH_Y
 
 
 @wp.kernel(enable_backward=False)
@@ -40,15 +40,15 @@ def mark_tiles(
     edges: wp.array2d[mat34],
     rects: wp.array2d[wp.vec4],  # [frame, flat, then round surfaces, then casters]
     cams: wp.array2d[wp.vec4],
-    seen: wp.array3d[wp.uint64],  # out [frame, tile, word] bit k of word j: surface 64 j + k
+    seen: wp.array3d[wp.uint64],  # out [frame, tile, word] bit k of word j: surface 64 j + k; those of triangles are 0
     shades: wp.array3d[wp.uint64],  # out [frame, tile, word] bit k: caster k, for what word j holds
 ):
     """A surface is in if its bounds overlap the tile and none of its sides keeps it out; shadows on the ground
     likewise, with word 0, to which the ground belongs; shadows on a solid if the solid is in."""
     frame, tile, word = wp.tid()
     env = frame / cameras
-    x = float(tile % tiles_x * TILE_WIDTH) + _REACH_X
-    y = float(tile / tiles_x * TILE_HEIGHT) + _REACH_Y
+    x = float(tile % tiles_x * TILE_WIDTH) + REACH_X
+    y = float(tile / tiles_x * TILE_HEIGHT) + REACH_Y
     flats, all_surfaces = planes.shape[1], planes.shape[1] + round_geom.shape[0]
     mask, shade = wp.uint64(0), wp.uint64(0)
     for k in range(64 * word, wp.min(64 * word + 64, all_surfaces)):
@@ -72,4 +72,5 @@ def mark_tiles(
     if cams[frame, EYE][3] == 0.0:
         shade = wp.uint64(0)
     seen[frame, tile, word] = mask
-    shades[frame, tile, word] = shade
+    if word < shades.shape[2]:
+        shades[frame, tile, word] = shade
