@@ -59,12 +59,20 @@ FIGURES: dict[str, Figure] = {
         "--preset gpu --sheet-pose camera --width 128 --height 128 --steps 20000000 --eval-every 0.1 "
         "--eval-episodes 512 --no-video"
     ),
+    "h100_madrona_train": Figure(
+        "bench.train --seeds 0 --folder {runs} -- --preset gpu --sheet-pose camera --renderer madrona --width 128 "
+        "--height 128 --steps 20000000 --eval-every 0.1 --eval-episodes 512 --no-video"
+    ),
     "h100_pose": Figure("bench.pose"),
     "h100_eval_repeat": Figure("bench.repeat", 5),
     "base_policies": Figure("bench.bases", 8),
     "h100_rgb_one_camera": Figure(_RGB + " --cameras 1 --size 64x64 128x128 224x224 --num-envs 65536 32768 16384"),
     "h100_rgb_two_cameras": Figure(_RGB + " --cameras 2 --size 224x224 320x240 --num-envs 16384 8192"),
     "h100_rgb_fine": Figure(_RGB + " --cameras 1 --detail fine --size 64x64 --num-envs 65536"),
+    "h100_rgb_meshes": Figure(_RGB + " --cameras 1 --meshes package --size 64x64 --num-envs 65536"),
+    "cpu_rgb": Figure(
+        "bench.cameras --renderer quad warp mujoco --cameras 1 --size 64x64 --num-envs 256 --steps 10", 10, cpu=True
+    ),
     "h100_rgb_ratios": Figure(_RGB + " --renderer quad --cameras 1 --size 64x64 --num-envs 65536 --ratios"),
     "h100_rgb_equal": Figure(
         "bench.cameras --renderer warp madrona --no-textures --cameras 1 --steps 10 "

@@ -140,7 +140,7 @@ def test_poses_are_those_of_mujoco(states, looks, preset):
         mujoco.mj_camlight(model, data)
         for name, value in poses._asdict().items():
             expected = getattr(data, name)
-            np.testing.assert_allclose(np.reshape(value, expected.shape), expected, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(np.reshape(value, expected.shape), expected, atol=1e-6, err_msg=name)  # on a GPU too: no TF32
 
 
 def test_only_hinges_and_slides_can_be_drawn():
