@@ -71,7 +71,7 @@ class Trainer:
         self.learner: Learner = self.residual.init(key_learner)
         self.taught: dict[str, Any] | None = None
         """How the pose network was taught, and how good it is."""
-        if self.config.pose_network:
+        if self.config.pose_network and not (self.out / "checkpoints" / "last").exists():  # else it is in there
             self.learner = load_pose_network(Path(self.config.pose_network), self.learner, self.config)
         self.opt_state = self.ppo.init(self.learner)
         carry = self.roller.start(key_carry)

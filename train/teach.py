@@ -22,6 +22,7 @@ from mjx_so101.env import PaperReturnEnv, StepResult
 from mjx_so101.errors import ConfigError
 from mjx_so101.geometry import rotate, wrap_half_turn
 from mjx_so101.render import RenderConfig
+from mjx_so101.render import base as base_renderer
 from policies.base import BasePolicy
 from policies.residual import Learner, Residual
 from train import checkpoint
@@ -78,6 +79,7 @@ class Teacher:
                 f"num_envs x teach.unroll = {env.num_envs} x {config.unroll} = {self._rows} pictures do not divide "
                 f"into {config.minibatches} teach.minibatches; choose num_envs as a multiple of them."
             )
+        self._check_memory(residual.pose.render, base_renderer.available_memory())
         self.roller = Roller(env, base, residual, self._lesson, mode=SAMPLE, blind=blind)
         noisy = (jnp.arange(env.num_envs) % 2).astype(jnp.float32)  # half go the base's way: noise spoils its landings
         self.roller.mix = self.roller.mix._replace(sample=noisy[:, None])
@@ -85,6 +87,15 @@ class Teacher:
         rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warm, max(config.updates, warm + 1))
         self._optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
         self._update = jax.jit(self._updated, donate_argnums=(0, 1))
+
+    def _check_memory(self, render: RenderConfig, free: int) -> None:
+        """Raise ConfigError if the pictures of a lot, which are held twice, need more than `free` bytes."""
+        need = 2 * self._rows * render.bytes_per_env
+        if need > free:
+            raise ConfigError(
+                f"{self._rows} pictures of {render.width} x {render.height} that are learned from at a time need "
+                f"{need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are available; lower num_envs or teach.unroll."
+            )
 
     def teach(self, learner: Learner, key: jax.Array, progress: bool = True) -> tuple[Learner, float]:
         """The learner with a taught pose network, and the mean loss (cm) of the last lot. Raises Interrupted, see

@@ -59,7 +59,8 @@ def test_names_are_checked_and_listed(capsys):
 
 
 CONFIGS = {"bench.fps": "FpsConfig", "bench.cameras": "CamerasConfig", "bench.bases": "BasesConfig",
-           "bench.repeat": "RepeatConfig", "bench.train": "TrainBenchConfig"}  # fmt: skip
+           "bench.repeat": "RepeatConfig", "bench.train": "TrainBenchConfig",
+           "bench.pose": "PoseBenchConfig"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name, figure in FIGURES.items() if "bench.groot" not in figure.command])

@@ -124,7 +124,8 @@ def test_cameras_move_by_what_is_asked_and_turn_about_their_own_axes(model, look
 # -- poses ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("preset", ["nominal", "nominal+looks"])
 def test_poses_are_those_of_mujoco(states, looks, preset):
-    """Of geoms, cameras and lights, for randomized looks too, from MuJoCo C with the same model fields."""
+    """Of geoms, cameras and lights, for randomized looks too, from MuJoCo C with the same model fields; on a GPU too,
+    which would round matrix products to 0.25 mm."""
     model = load_visual_model()
     data = mujoco.MjData(model)
     kinematics = jax.jit(SceneKinematics(model))
@@ -140,7 +141,9 @@ def test_poses_are_those_of_mujoco(states, looks, preset):
         mujoco.mj_camlight(model, data)
         for name, value in poses._asdict().items():
             expected = getattr(data, name)
-            np.testing.assert_allclose(np.reshape(value, expected.shape), expected, atol=1e-6, err_msg=name)  # on a GPU too: no TF32
+            np.testing.assert_allclose(
+                np.reshape(value, expected.shape), expected, atol=1e-6, err_msg=name
+            )  # on a GPU too: no TF32
 
 
 def test_only_hinges_and_slides_can_be_drawn():

@@ -143,6 +143,7 @@ def test_report_is_json_without_nan(tiny_run, read_json):
 def test_times_add_up(tiny_report):
     seconds = dict(tiny_report["seconds"])
     assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
+    assert seconds.pop("teaching") == 0  # nothing was taught
     assert min(seconds.values()) > 0
     assert tiny_report["steps_per_second"] > 0
 

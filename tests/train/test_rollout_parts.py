@@ -120,7 +120,7 @@ def settled():
     )
     carry = Carry(state="state", base="plan", last_residual=jnp.full((4, 6), -1.0), key=jnp.zeros(2, jnp.uint32))
     pending = Pending(
-        carry=carry, fields={}, ctrl=None, vectors={"state": "vectors"}, raw="raw", log_prob="log_prob",
+        carry=carry, fields={}, ctrl=None, pictures={}, vectors={"state": "vectors"}, raw="raw", log_prob="log_prob",
         residual=jnp.ones((4, 6)) * jnp.array([0.0, 0.5, 1.0, -1.0])[:, None], base_target=None, asked=None,
         older_target=None,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -169,6 +170,25 @@ def test_minibatches_that_do_not_divide_are_refused(taught):
     teacher, residual, *_ = taught
     with pytest.raises(ConfigError, match=r"32 x 4 = 128 pictures do not divide into 7 teach.minibatches"):
         Teacher(dataclasses.replace(TINY, minibatches=7), teacher.env, teacher.roller.base, residual)
+
+
+def test_pictures_that_do_not_fit_are_refused(taught, monkeypatch):
+    teacher, residual, *_ = taught
+    monkeypatch.setattr("mjx_so101.render.base.available_memory", lambda: 700_000)  # 128 x 3,072 bytes, twice: 0.79 MB
+    with pytest.raises(ConfigError, match=r"128 pictures of 32 x 32 .* need 0.0 GiB.* lower num_envs or teach.unroll"):
+        Teacher(TINY, teacher.env, teacher.roller.base, residual)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_the_folder_of_its_network(folder, tmp_path, capsys):
+    """Its checkpoint holds the network."""
+    moved = tmp_path / "pose"
+    shutil.copytree(folder, moved)
+    main(["train", *RUN, "--pose-network", str(moved), "--out", str(tmp_path / "run")])
+    shutil.rmtree(moved)
+    main(["train", "--resume", str(tmp_path / "run"), "--steps", "768"])
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["steps"] == 768 and report["taught"]["all"]["median_mm"] > 0
 
 
 def test_a_blind_run_says_so(config):
