@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from bench.record import figure, write_record
+from bench.record import figure, word_of, write_record
 from mjx_so101 import ConfigError, SO101Error
 from train.provenance import prefix_of
 
@@ -65,14 +64,13 @@ def figures(config: PoseBenchConfig, taught: dict[str, dict[str, Any]]) -> list[
     kind = f"{device}_pose{'_blind' if config.blind else ''}"
     found = []
     for name, one in taught.items():
-        word = re.sub("[^a-z0-9]+", "_", name.lower())
         for key, unit in (("median_mm", "mm"), ("p95_mm", "mm"), ("median_mrad", "mrad"), ("p95_mrad", "mrad")):
-            found.append(figure(f"{kind}_error_{word}_{key}", one["all"][key], unit))
+            found.append(figure(f"{kind}_error_{word_of(name)}_{key}", one["all"][key], unit))
     found.append(figure(f"{kind}_teach_seconds", max(one["seconds"] for one in taught.values()), "s"))
     first = next(iter(taught.values()))["success"]["5"]
     shown = "blind" if config.blind else "camera"
-    rate = figure(f"{device}_{config.base}_{shown}_success_5mm", first["rate"], "fraction")
-    return [*found, {**rate, "low": first["low"], "high": first["high"]}]
+    interval = {"low": first["low"], "high": first["high"]}
+    return [*found, figure(f"{device}_{config.base}_{shown}_success_5mm", first["rate"], "fraction", **interval)]
 
 
 def main(config: PoseBenchConfig) -> None:

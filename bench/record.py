@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,11 @@ from typing import Any
 from train.provenance import provenance, source
 
 source()  # the code as it is when the measurement begins
+
+
+def word_of(name: str) -> str:
+    """A randomization's name, say, as part of a figure's: small letters, digits and underscores."""
+    return re.sub("[^a-z0-9]+", "_", name.lower())
 
 
 def figure(name: str, value: float, unit: str, **interval: float) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from bench.record import figure, write_record
+from bench.record import figure, word_of, write_record
 from mjx_so101 import ConfigError, SO101Error
 from train.provenance import prefix_of, source
 from train.statistics import wilson_interval
@@ -101,7 +100,7 @@ def kind_of(report: dict[str, Any]) -> str:
     words += ["privileged"] if config.get("privileged_base") else []
     words += [config["base"]] if config["base"] != "jacobian" else []
     name = report["environment"]["randomization"]["name"]
-    words += [re.sub("[^a-z0-9]+", "_", name.lower())] if name != "plain" else []
+    words += [word_of(name)] if name != "plain" else []
     words += [config["sheet_friction"]] if config["sheet_friction"] != "dry" else []
     words += ["blind"] if config.get("blind") and not camera else []
     return "_".join(words)

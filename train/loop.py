@@ -95,7 +95,7 @@ class Trainer:
             key = jax.random.fold_in(jax.random.PRNGKey(self.config.seed), TEACHING)
             self.learner, record = taught(teacher, self.learner, key, self.roller.stopped)
         count = min(self.config.eval_episodes, self.eval_env.num_envs)
-        found = measure(self.eval_env, base, self.residual, self.learner, count, self.config.blind)
+        found = measure(self.eval_env, base, self.residual, self.learner, count, self.config.blind, self.roller.stopped)
         self.taught = {**record, **found}
         self.seconds["teaching"] += time.perf_counter() - begin
         print(errors_in_words(found), flush=True)

@@ -18,7 +18,7 @@ from train.config import TrainConfig
 from train.evaluate import Evaluator
 from train.loop import REPORT_SEED, comparable
 from train.run_folder import saved_config
-from train.teach import eyes_of, load_pose_network
+from train.teach import load_pose_network
 from train.video import write_videos
 
 
@@ -80,8 +80,7 @@ def policy_config(run: Path | None, base: str | None, overrides: dict[str, Any])
     """The configuration under which `load_policy` runs; nothing of JAX starts.
 
     overrides: fields of TrainConfig to replace, such as randomization; 'renderer' is that of `render`, 'pose_network'
-    the folder of a network through which a base alone sees the sheet. Raises
-    ConfigError or CheckpointError.
+    the folder of a network through which a base alone sees the sheet. Raises ConfigError or CheckpointError.
     """
     if run is None and base is None:
         raise ConfigError("nothing to run: give --run DIR (a trained policy) or --base NAME (a base policy alone).")
@@ -92,7 +91,7 @@ def policy_config(run: Path | None, base: str | None, overrides: dict[str, Any])
     if network and run is not None:
         raise ConfigError("pose_network is for --base; a run keeps its own network.")
     if network:
-        changes |= eyes_of(network)
+        changes |= _eyes_of(network)
     if run is None:
         config = TrainConfig(**{"base": base, **changes})
     else:
@@ -117,13 +116,24 @@ def checkpoint_config(run: Path) -> TrainConfig:
     Only where and how a model runs is taken from config.json, because models are moved. Raises CheckpointError.
     """
     beside = saved_config(run)
-    path = Path(run) / "checkpoints" / "best"
-    try:
-        config = TrainConfig.from_dict(checkpoint.read_meta(path)["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path} is of another version ({error}).") from None
+    config = _config_in(Path(run) / "checkpoints" / "best")
     places = {name: getattr(beside.model, name) for name in OF_THE_MACHINE}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **places))
+
+
+def _config_in(path: Path) -> TrainConfig:
+    """The configuration in the record of a checkpoint. Raises CheckpointError."""
+    try:
+        return TrainConfig.from_dict(checkpoint.read_meta(path)["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} is of another version ({error}).") from None
+
+
+def _eyes_of(network: str) -> dict[str, Any]:
+    """Fields of TrainConfig with which a base policy sees through the network in a folder. Raises CheckpointError."""
+    taught = _config_in(Path(network) / "pose")
+    seen = {name: getattr(taught, name) for name in ("render", "teach", "blind")}
+    return {"sheet_pose": "camera", "pose_network": network, **seen}
 
 
 def _mention_edits(run: Path, config: TrainConfig) -> None:
@@ -149,7 +159,11 @@ def base_alone(config: TrainConfig, tolerances: tuple[float, ...] = (0.005, 0.01
         blind=config.blind and config.sheet_pose == "camera",
         residual=dataclasses.replace(config.residual, alpha=0.0),
     )
-    return _untrained(config.base, alone, tolerances)
+    policy = _untrained(config.base, alone, tolerances)
+    if not config.pose_network:
+        return policy
+    learner = load_pose_network(Path(config.pose_network), policy.learner, policy.config)
+    return dataclasses.replace(policy, learner=learner)
 
 
 def _untrained(name: str, config: TrainConfig, tolerances: tuple[float, ...]) -> Policy:
@@ -157,7 +171,4 @@ def _untrained(name: str, config: TrainConfig, tolerances: tuple[float, ...]) ->
     task = config.environment(1, training=False, report_tolerances=tolerances).task
     base = make_base(config.base, task, config.model)
     residual = config.make_residual(base.num_features)
-    learner = residual.init(jax.random.PRNGKey(0))
-    if config.pose_network:
-        learner = load_pose_network(Path(config.pose_network), learner, config)
-    return Policy(name, config, tolerances, base, residual, learner)
+    return Policy(name, config, tolerances, base, residual, residual.init(jax.random.PRNGKey(0)))

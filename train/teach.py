@@ -146,15 +146,23 @@ class Teacher:
 
 
 def measure(
-    env: PaperReturnEnv, base: BasePolicy, residual: Residual, learner: Learner, episodes: int, blind: bool = False
+    env: PaperReturnEnv,
+    base: BasePolicy,
+    residual: Residual,
+    learner: Learner,
+    episodes: int,
+    blind: bool = False,
+    stopped: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Errors of a taught network in episodes of the base alone, that it was not taught in, which it guides.
 
     'all' and 'covered' (the arm's end effector is over the sheet): median and 95 % quantile of the errors of position
     (mm) and yaw (mrad); 'blank': all, of the same network shown blank pictures; 'success': of the base.
-    env: built with auto_reset=False. blind: it was taught on blank pictures.
+    env: built with auto_reset=False. blind: it was taught on blank pictures. stopped: see `Evaluator.stopped`.
     """
     evaluator = Evaluator(env, base, residual, BASE, blind=blind, more=lambda pending, result: _errors(env, pending))
+    if stopped:
+        evaluator.stopped = stopped
     seen = evaluator(learner, episodes, TEACH_SEED)
     off, covered = np.stack([seen.more["place"], seen.more["turn"]], -1), seen.more["covered"]
     found = {"all": _quantiles(off), "covered": _quantiles(off[covered])}
@@ -222,16 +230,6 @@ def load_pose_network(folder: Path, learner: Learner, config: TrainConfig) -> Le
     path = Path(folder) / "pose"
     checkpoint.check_same(path, checkpoint.read_meta(path)["sees"], seen_by(config), "what the pose network sees")
     return learner.replace(pose=checkpoint.restore(path, "pose", learner.pose))
-
-
-def eyes_of(folder: str) -> dict[str, Any]:
-    """Fields of TrainConfig with which a base policy sees through the network in `folder`. Raises CheckpointError."""
-    config = checkpoint.read_meta(Path(folder) / "pose")["config"]
-    render = {name: tuple(value) if isinstance(value, list) else value for name, value in config["render"].items()}
-    return {
-        "sheet_pose": "camera", "pose_network": str(folder), "render": RenderConfig(**render),
-        "teach": TeachConfig(**config["teach"]), "blind": config["blind"],
-    }  # fmt: skip
 
 
 def seen_by(config: TrainConfig) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class TeachFlags:
         return dataclasses.replace(
             start, base=self.base, randomization=self.randomization, physics=self.physics, num_envs=count,
             sheet_friction=self.sheet_friction, seed=self.seed, blind=self.blind, teach=self.teach, render=self.render,
-            sheet_pose="camera", ppo=dataclasses.replace(start.ppo, minibatches=1),
+            sheet_pose="camera", ppo=dataclasses.replace(start.ppo, minibatches=1),  # not used, and divides any count
         )  # fmt: skip
 
 

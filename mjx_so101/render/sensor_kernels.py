@@ -1,7 +1,5 @@
 """The Warp kernels of the image sensor."""
 
-from __future__ import annotations
-
 import functools
 import math
 
@@ -105,7 +103,6 @@ def make_program(envs: int, cameras: int, height: int, width: int):
         groups = 3 * -(-width // PIXELS)
         wp.launch(blur_along, (frames, height, groups), [half, weights, noise, seeds, cameras], [seen])
 
-    both.__annotations__ = {name: eval(kind, globals()) for name, kind in both.__annotations__.items()}
     shape = (frames, height, across)
     return wp.jax_callable(
         both, num_outputs=2, output_dims={"half": shape, "seen": shape}, graph_mode=wp.JaxCallableGraphMode.JAX

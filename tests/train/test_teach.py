@@ -98,6 +98,13 @@ def test_lessons_are_of_the_same_moment(taught):
     assert lessons["joints"].shape == (2, 32, 6)
 
 
+def test_measuring_can_be_stopped(config, taught):
+    _, residual, learner, *_ = taught
+    env = config.environment(2, training=False)
+    with pytest.raises(Interrupted):
+        measure(env, make_base("jacobian", env.task), residual, learner, 2, stopped=lambda: True)
+
+
 def test_teaching_can_be_stopped(taught):
     teacher, _, before, _, _ = taught
     teacher.roller.stopped = lambda: True
@@ -189,6 +196,8 @@ def test_a_run_goes_on_without_the_folder_of_its_network(folder, tmp_path, capsy
     main(["train", "--resume", str(tmp_path / "run"), "--steps", "768"])
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["steps"] == 768 and report["taught"]["all"]["median_mm"] > 0
+    main(["eval", "--run", str(tmp_path / "run"), "--episodes", "4", "--json", str(tmp_path / "eval.json")])
+    assert json.loads((tmp_path / "eval.json").read_text())["episodes"] == 4
 
 
 def test_a_blind_run_says_so(config):
